@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0
+# The KVM dirty ring for Linux 5.10. Each target is one script; `make help`
+# lists them with the variables they take. Variables reach the scripts through
+# the environment.
+
+export ARCH CONFIG KVERSION KSRC KDIR KERNEL RUN SHARE MEM RATE RING
+
+.PHONY: help run test tree refresh series lint bisect modules kernel vm clean
+
+help:		## list the targets
+	@maint/help Makefile
+
+run:		## migrate a guest under a stock 5.10 kernel: bitmap, then ring [MEM=MiB RATE=pages/s RING=entries]
+	@vm/migrate
+
+test:		## build and run every test; the last line counts them
+	@vm/test
+
+tree:		## build/linux: a git tree of 5.10 with one commit per patch [KVERSION=5.10.223-1 | KSRC=dir or tarball]
+	@maint/tree
+
+refresh:	## fold the commits of build/linux back into patches/ and the new files
+	@maint/refresh
+
+series:		## build/series: the patches as git am mails and as a quilt series
+	@maint/series
+
+lint:		## checkpatch, sparse, W=1, kernel-doc, shellcheck
+	@maint/lint
+
+bisect:		## build every step of the series for x86_64 and arm64
+	@maint/bisect
+
+modules:	## build/modules/*.ko: KVM for a stock 5.10 kernel [KDIR=headers]
+	@kmod/build
+
+kernel:		## build/ARCH/: a whole kernel [ARCH=x86_64|arm64 CONFIG=fragment]
+	@maint/kernel
+
+vm:		## boot and run RUN='command', or a shell [KERNEL=file ARCH=… SHARE=dir]
+	@vm/run
+
+clean:		## remove build/; caches stay
+	rm -rf build
