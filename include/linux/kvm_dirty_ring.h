@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef KVM_DIRTY_RING_H
+#define KVM_DIRTY_RING_H
+
+#include <linux/atomic.h>
+#include <linux/kvm.h>
+#include <linux/mm_types.h>
+#include <linux/mutex.h>
+
+struct kvm;
+struct kvm_dirty_aside;
+struct kvm_memory_slot;
+struct kvm_vcpu;
+struct vm_area_struct;
+struct vm_fault;
+
+/* Largest ring, in entries: 1 MiB. */
+#define KVM_DIRTY_RING_MAX_ENTRIES	65536
+
+/*
+ * Entries beyond the soft limit, for what KVM itself writes between the check
+ * of the soft limit and the next one.
+ */
+#define KVM_DIRTY_RING_RESERVED_ENTRIES	64
+
+#ifdef CONFIG_HAVE_KVM_DIRTY_RING
+
+/**
+ * struct kvm_dirty_ring - one vCPU's ring of dirty pages
+ * @entries:	the ring, shared with userspace and not to be trusted; NULL if
+ *		the VM has no dirty rings. Set at vCPU creation.
+ * @size:	entries in the ring, a power of two. Set at vCPU creation.
+ * @soft_limit:	used entries that make the vCPU exit to userspace. Set at vCPU
+ *		creation.
+ * @head:	entries pushed since creation, modulo 2^32. Advanced by whoever
+ *		pushes, without a lock, from any context.
+ * @tail:	entries reset since creation, modulo 2^32. Written under
+ *		@reset_lock, read by whoever pushes.
+ * @reset_lock:	serializes resets of this ring
+ *
+ * head and tail count, they do not wrap at @size: entry n is
+ * entries[n & (size - 1)], and head - tail entries are in use.
+ */
+struct kvm_dirty_ring {
+	struct kvm_dirty_gfn *entries;
+	u32 size;
+	u32 soft_limit;
+	atomic_t head;
+	u32 tail;
+	struct mutex reset_lock; /* one reset at a time, writes tail */
+};
+
+u32 kvm_arch_dirty_log_size(void);
+
+int kvm_dirty_ring_enable(struct kvm *kvm, const struct kvm_enable_cap *cap);
+void kvm_dirty_ring_destroy_vm(struct kvm *kvm);
+
+int kvm_dirty_ring_create(struct kvm_vcpu *vcpu);
+void kvm_dirty_ring_destroy(struct kvm_vcpu *vcpu);
+void kvm_dirty_ring_vcpu_online(struct kvm_vcpu *vcpu);
+int kvm_dirty_ring_mmap(struct kvm_vcpu *vcpu, struct vm_area_struct *vma);
+bool kvm_dirty_ring_has_page(struct kvm_vcpu *vcpu, pgoff_t pgoff);
+vm_fault_t kvm_dirty_ring_fault(struct kvm_vcpu *vcpu, struct vm_fault *vmf);
+
+void kvm_dirty_ring_push(struct kvm *kvm, struct kvm_memory_slot *memslot,
+			 u64 offset);
+bool kvm_dirty_ring_full_exit(struct kvm_vcpu *vcpu);
+int kvm_dirty_ring_reset(struct kvm *kvm);
+
+#else /* !CONFIG_HAVE_KVM_DIRTY_RING */
+
+struct kvm_dirty_ring {
+};
+
+static inline void kvm_dirty_ring_destroy_vm(struct kvm *kvm)
+{
+}
+
+static inline int kvm_dirty_ring_create(struct kvm_vcpu *vcpu)
+{
+	return 0;
+}
+
+static inline void kvm_dirty_ring_destroy(struct kvm_vcpu *vcpu)
+{
+}
+
+static inline void kvm_dirty_ring_vcpu_online(struct kvm_vcpu *vcpu)
+{
+}
+
+static inline int kvm_dirty_ring_mmap(struct kvm_vcpu *vcpu,
+				      struct vm_area_struct *vma)
+{
+	return 0;
+}
+
+static inline bool kvm_dirty_ring_has_page(struct kvm_vcpu *vcpu, pgoff_t pgoff)
+{
+	return false;
+}
+
+static inline vm_fault_t kvm_dirty_ring_fault(struct kvm_vcpu *vcpu,
+					      struct vm_fault *vmf)
+{
+	return VM_FAULT_SIGBUS;
+}
+
+static inline void kvm_dirty_ring_push(struct kvm *kvm,
+				       struct kvm_memory_slot *memslot,
+				       u64 offset)
+{
+}
+
+static inline bool kvm_dirty_ring_full_exit(struct kvm_vcpu *vcpu)
+{
+	return false;
+}
+
+static inline int kvm_dirty_ring_reset(struct kvm *kvm)
+{
+	return -EINVAL;
+}
+
+#endif /* CONFIG_HAVE_KVM_DIRTY_RING */
+
+#endif /* KVM_DIRTY_RING_H */

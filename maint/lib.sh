@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+# What every script of this repository needs; to be sourced. Sets
+#	top	the repository's root
+#	build	the folder for everything that is made, not created here
+#	cache	the folder for what clones share; created
+
+top=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
+build=$top/build
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvm-dirty-ring
+mkdir -p "$cache"
+
+# The user's git configuration must not change what these scripts make.
+export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null
+export LC_ALL=C.UTF-8
+
+# die MESSAGE: give up, with one line on stderr
+die() {
+	echo "${0##*/}: $*" >&2
+	exit 1
+}
+
+# say MESSAGE: tell how things go
+say() {
+	echo "$*"
+}
+
+# need PACKAGE...: have these Debian packages installed
+need() {
+	local p missing=() sudo=()
+
+	for p in "$@"; do
+		[[ $(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null) == installed ]] ||
+			missing+=("$p")
+	done
+	((${#missing[@]})) || return 0
+
+	if ((EUID)); then
+		sudo=(sudo -n)
+		sudo -n true 2>/dev/null ||
+			die "packages are missing; as root: apt-get install ${missing[*]}"
+	fi
+	say "installing: ${missing[*]}" >&2
+	{
+		"${sudo[@]}" apt-get -q update &&
+		"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
+			apt-get -qy --no-install-recommends install "${missing[@]}"
+	} > "$cache/apt-install.log" 2>&1 ||
+		die "apt-get cannot install ${missing[*]}; see $cache/apt-install.log"
+}
+
+# series_patches: print the patches of the series, in order
+series_patches() {
+	sed 's/[[:space:]]*#.*//; /^$/d' "$top/patches/series"
+}
+
+# new_files PATCH...: print the new files that the patches name
+new_files() {
+	((!$#)) || sed -n 's/^New-file: //p' "$@"
+}
+
+# series_id: identify the series, new files included, by its content
+series_id() {
+	(
+		cd "$top/patches" || exit
+		mapfile -t patches < <(series_patches)
+		mapfile -t files < <(new_files "${patches[@]}")
+		sha256sum series "${patches[@]}"
+		((!${#files[@]})) || (cd "$top" && sha256sum "${files[@]}")
+	) | sha256sum | cut -d' ' -f1
+}
+
+# fixed_identity: make commits that do not depend on who makes them, or when
+fixed_identity() {
+	. "$top/base"
+	export GIT_AUTHOR_NAME=$base_author GIT_AUTHOR_EMAIL=$base_email
+	export GIT_AUTHOR_DATE=$base_date GIT_COMMITTER_DATE=$base_date
+	export GIT_COMMITTER_NAME=$base_author GIT_COMMITTER_EMAIL=$base_email
+}
