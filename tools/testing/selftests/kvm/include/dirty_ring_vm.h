@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * A VM for tests of the dirty ring: its vCPUs write to the pages they are told
+ * to, and to nothing else in the one memslot that is tracked.
+ */
+#ifndef SELFTEST_KVM_DIRTY_RING_VM_H
+#define SELFTEST_KVM_DIRTY_RING_VM_H
+
+#include "dirty_ring.h"
+
+#define RING_VM_MAX_VCPUS	8
+#define RING_VM_SLOT		1
+#define RING_VM_GPA		0x40000000UL
+#define RING_VM_GVA		0xc0000000UL
+
+/*
+ * What a vCPU does, shared with the guest: write to @count pages, @stride
+ * apart, from @first on; again as long as @spin is set.
+ */
+struct ring_vm_task {
+	uint64_t first;
+	uint64_t count;
+	uint64_t stride;
+	uint64_t spin;
+	/* Number of stores so far; each store writes its own number. */
+	uint64_t stores;
+} __aligned(64);	/* Within a page, whatever the array's address. */
+
+struct ring_vm {
+	struct kvm_vm *vm;
+	uint32_t nr_vcpus;
+	/* Entries in the ring of each vCPU, and how many until it is full. */
+	uint32_t entries;
+	uint32_t limit;
+	/* The tracked memslot, in pages of the host. */
+	uint64_t pages;
+	uint8_t *mem;
+	/* How often each page was harvested, and all of them in order. */
+	uint32_t *seen;
+	uint64_t *order;
+	uint32_t nr_order;
+};
+
+enum ring_vm_exit {
+	RING_VM_DONE,
+	RING_VM_FULL,
+};
+
+/* The smallest ring that KVM accepts, in entries. */
+uint32_t ring_vm_min_entries(void);
+
+struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
+			       uint64_t pages, uint32_t flags,
+			       void (*before_vcpus)(struct kvm_vm *vm));
+void ring_vm_free(struct ring_vm *rv);
+
+struct ring_vm_task *ring_vm_task(struct ring_vm *rv, uint32_t vcpu);
+void ring_vm_set_task(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
+		      uint64_t count, uint64_t stride);
+enum ring_vm_exit ring_vm_run(struct ring_vm *rv, uint32_t vcpu);
+void ring_vm_write(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
+		   uint64_t count);
+
+uint32_t ring_vm_harvest(struct ring_vm *rv, uint32_t vcpu, uint32_t max);
+uint32_t ring_vm_collect(struct ring_vm *rv);
+void ring_vm_collect_all(struct ring_vm *rv);
+void ring_vm_forget(struct ring_vm *rv);
+void ring_vm_expect(struct ring_vm *rv, uint64_t first, uint64_t count);
+
+#endif /* SELFTEST_KVM_DIRTY_RING_VM_H */

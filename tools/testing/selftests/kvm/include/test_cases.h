@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * A test made of cases: each runs in a process of its own, has a time limit
+ * and gets one line of TAP.
+ */
+#ifndef SELFTEST_KVM_TEST_CASES_H
+#define SELFTEST_KVM_TEST_CASES_H
+
+struct test_case {
+	/* What the case shows; the first word, up to a colon, is its name. */
+	const char *name;
+	/* Returns if the case passes, else fails an assertion. */
+	void (*run)(void);
+};
+
+/* Ends the case. A reason is always given. */
+void test_case_skip(const char *fmt, ...)
+	__attribute__((format(printf, 1, 2), noreturn));
+
+/* Runs the cases that the command line asks for; does not return. */
+void test_cases_main(int argc, char **argv, const struct test_case *cases,
+		     unsigned int nr) __attribute__((noreturn));
+
+#endif /* SELFTEST_KVM_TEST_CASES_H */

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A VM for tests of the dirty ring: its vCPUs write to the pages they are told
+ * to, and to nothing else in the one memslot that is tracked.
+ */
+
+#define _GNU_SOURCE /* for program_invocation_name */
+
+#include "test_util.h"
+#include "kvm_util.h"
+#include "processor.h"
+#include "dirty_ring_vm.h"
+
+/* Shared with the guest. */
+static struct ring_vm_task tasks[RING_VM_MAX_VCPUS];
+static uint64_t page_size;
+
+static void guest_code(uint64_t vcpu)
+{
+	struct ring_vm_task *task = &tasks[vcpu];
+	uint64_t i, *page;
+
+	while (true) {
+		do {
+			for (i = 0; i < READ_ONCE(task->count); i++) {
+				page = (void *)RING_VM_GVA +
+				       (task->first + i * task->stride) *
+				       page_size;
+				WRITE_ONCE(*page, ++task->stores);
+			}
+		} while (READ_ONCE(task->spin));
+
+		GUEST_SYNC(0);
+	}
+}
+
+uint32_t ring_vm_min_entries(void)
+{
+	uint32_t entries = getpagesize() / sizeof(struct kvm_dirty_gfn);
+
+	while (entries < dirty_ring_reserved_entries())
+		entries *= 2;
+
+	return entries;
+}
+
+/*
+ * Create a VM with a tracked memslot
+ *
+ * Input Args:
+ *   entries - Entries of each ring
+ *   nr_vcpus - Number of vCPUs, with the ids 0, 1, ...
+ *   pages - Size of the memslot, in pages of the host
+ *   flags - Flags of the memslot
+ *   before_vcpus - Called before the first vCPU is created; may be NULL
+ */
+struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
+			       uint64_t pages, uint32_t flags,
+			       void (*before_vcpus)(struct kvm_vm *vm))
+{
+	struct ring_vm *rv = calloc(1, sizeof(*rv));
+	uint64_t guest_pages;
+	struct kvm_vm *vm;
+	uint32_t i;
+
+	TEST_ASSERT(rv && nr_vcpus <= RING_VM_MAX_VCPUS, "Bad arguments");
+	guest_pages = vm_num_guest_pages(VM_MODE_DEFAULT, pages);
+
+	/* Page tables for the slot, and for slots that a test adds. */
+	vm = vm_create(VM_MODE_DEFAULT,
+		       vm_adjust_num_guest_pages(VM_MODE_DEFAULT,
+						 DEFAULT_GUEST_PHY_PAGES + 64 +
+						 guest_pages / 512 * 2),
+		       O_RDWR);
+	kvm_vm_elf_load(vm, program_invocation_name, 0, 0);
+#ifdef __x86_64__
+	vm_create_irqchip(vm);
+#endif
+	vm_enable_dirty_ring(vm, entries * sizeof(struct kvm_dirty_gfn));
+	if (before_vcpus)
+		before_vcpus(vm);
+
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, RING_VM_GPA,
+				    RING_VM_SLOT, guest_pages, flags);
+	virt_map(vm, RING_VM_GVA, RING_VM_GPA, guest_pages, 0);
+
+	for (i = 0; i < nr_vcpus; i++) {
+		vm_vcpu_add_default(vm, i, guest_code);
+#ifdef __x86_64__
+		vcpu_set_cpuid(vm, i, kvm_get_supported_cpuid());
+#endif
+		vcpu_args_set(vm, i, 1, (uint64_t)i);
+	}
+	ucall_init(vm, NULL);
+
+	page_size = getpagesize();
+	sync_global_to_guest(vm, page_size);
+
+	rv->vm = vm;
+	rv->nr_vcpus = nr_vcpus;
+	rv->entries = entries;
+	rv->limit = entries - dirty_ring_reserved_entries();
+	rv->pages = pages;
+	rv->mem = addr_gpa2hva(vm, RING_VM_GPA);
+	rv->seen = calloc(pages, sizeof(*rv->seen));
+	rv->order = calloc(entries, sizeof(*rv->order));
+	TEST_ASSERT(rv->seen && rv->order, "Insufficient Memory");
+
+	return rv;
+}
+
+void ring_vm_free(struct ring_vm *rv)
+{
+	ucall_uninit(rv->vm);
+	kvm_vm_free(rv->vm);
+	free(rv->seen);
+	free(rv->order);
+	free(rv);
+}
+
+/* The task of a vCPU, as the guest sees it. */
+struct ring_vm_task *ring_vm_task(struct ring_vm *rv, uint32_t vcpu)
+{
+	return addr_gva2hva(rv->vm, (vm_vaddr_t)&tasks[vcpu]);
+}
+
+void ring_vm_set_task(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
+		      uint64_t count, uint64_t stride)
+{
+	struct ring_vm_task *task = ring_vm_task(rv, vcpu);
+
+	task->first = first;
+	task->count = count;
+	task->stride = stride;
+}
+
+/* Let a vCPU work on its task, until that is done or its ring is full. */
+enum ring_vm_exit ring_vm_run(struct ring_vm *rv, uint32_t vcpu)
+{
+	struct kvm_run *run = vcpu_state(rv->vm, vcpu);
+
+	vcpu_run(rv->vm, vcpu);
+	if (run->exit_reason == KVM_EXIT_DIRTY_RING_FULL)
+		return RING_VM_FULL;
+
+	TEST_ASSERT(get_ucall(rv->vm, vcpu, NULL) == UCALL_SYNC,
+		    "Unexpected exit: %s", exit_reason_str(run->exit_reason));
+	return RING_VM_DONE;
+}
+
+/* Write to pages that are known to fit into the ring. */
+void ring_vm_write(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
+		   uint64_t count)
+{
+	ring_vm_set_task(rv, vcpu, first, count, 1);
+	TEST_ASSERT(ring_vm_run(rv, vcpu) == RING_VM_DONE,
+		    "The ring is full too early");
+}
+
+static void ring_vm_mark(uint32_t slot, uint64_t offset, void *data)
+{
+	struct ring_vm *rv = data;
+
+	TEST_ASSERT(slot == RING_VM_SLOT,
+		    "Slot %#x is reported but not tracked", slot);
+	TEST_ASSERT(offset < rv->pages,
+		    "Page %#lx is reported but not in the slot", offset);
+	rv->seen[offset]++;
+	rv->order[rv->nr_order++ % rv->entries] = offset;
+}
+
+uint32_t ring_vm_harvest(struct ring_vm *rv, uint32_t vcpu, uint32_t max)
+{
+	return vcpu_harvest_dirty_ring(rv->vm, vcpu, max, ring_vm_mark, rv);
+}
+
+/* Harvest and reset the rings of all vCPUs once. */
+uint32_t ring_vm_collect(struct ring_vm *rv)
+{
+	uint32_t i, harvested = 0;
+	int reset;
+
+	for (i = 0; i < rv->nr_vcpus; i++)
+		harvested += ring_vm_harvest(rv, i, DIRTY_RING_HARVEST_ALL);
+
+	reset = vm_reset_dirty_rings(rv->vm);
+	TEST_ASSERT(reset == harvested, "Harvested %u entries but %d got reset",
+		    harvested, reset);
+	return harvested;
+}
+
+/*
+ * Harvest and reset until nothing is left. That is more than once if KVM
+ * had to keep pages aside, because a ring was full for real.
+ */
+void ring_vm_collect_all(struct ring_vm *rv)
+{
+	while (ring_vm_collect(rv))
+		;
+}
+
+void ring_vm_forget(struct ring_vm *rv)
+{
+	memset(rv->seen, 0, rv->pages * sizeof(*rv->seen));
+	rv->nr_order = 0;
+}
+
+/* Exactly these pages were harvested since the last call, each of them once. */
+void ring_vm_expect(struct ring_vm *rv, uint64_t first, uint64_t count)
+{
+	uint64_t i;
+
+	for (i = 0; i < rv->pages; i++)
+		TEST_ASSERT(rv->seen[i] == (i >= first && i < first + count),
+			    "Page %lu was reported %u times, written: %lu to %lu",
+			    i, rv->seen[i], first, first + count);
+	ring_vm_forget(rv);
+}
