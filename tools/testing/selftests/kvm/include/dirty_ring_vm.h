@@ -51,7 +51,7 @@ uint32_t ring_vm_min_entries(void);
 
 struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 			       uint64_t pages, uint32_t flags,
-			       void (*before_vcpus)(struct kvm_vm *vm));
+			       void (*before_ring)(struct kvm_vm *vm));
 void ring_vm_free(struct ring_vm *rv);
 
 struct ring_vm_task *ring_vm_task(struct ring_vm *rv, uint32_t vcpu);

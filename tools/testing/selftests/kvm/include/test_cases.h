@@ -6,6 +6,8 @@
 #ifndef SELFTEST_KVM_TEST_CASES_H
 #define SELFTEST_KVM_TEST_CASES_H
 
+#include <linux/compiler.h>
+
 struct test_case {
 	/* What the case shows; the first word, up to a colon, is its name. */
 	const char *name;
@@ -14,11 +16,10 @@ struct test_case {
 };
 
 /* Ends the case. A reason is always given. */
-void test_case_skip(const char *fmt, ...)
-	__attribute__((format(printf, 1, 2), noreturn));
+void test_case_skip(const char *fmt, ...) __printf(1, 2) __noreturn;
 
 /* Runs the cases that the command line asks for; does not return. */
 void test_cases_main(int argc, char **argv, const struct test_case *cases,
-		     unsigned int nr) __attribute__((noreturn));
+		     unsigned int nr) __noreturn;
 
 #endif /* SELFTEST_KVM_TEST_CASES_H */

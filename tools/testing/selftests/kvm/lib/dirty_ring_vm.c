@@ -52,11 +52,11 @@ uint32_t ring_vm_min_entries(void)
  *   nr_vcpus - Number of vCPUs, with the ids 0, 1, ...
  *   pages - Size of the memslot, in pages of the host
  *   flags - Flags of the memslot
- *   before_vcpus - Called before the first vCPU is created; may be NULL
+ *   before_ring - Called before the ring is enabled; may be NULL
  */
 struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 			       uint64_t pages, uint32_t flags,
-			       void (*before_vcpus)(struct kvm_vm *vm))
+			       void (*before_ring)(struct kvm_vm *vm))
 {
 	struct ring_vm *rv = calloc(1, sizeof(*rv));
 	uint64_t guest_pages;
@@ -76,9 +76,9 @@ struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 #ifdef __x86_64__
 	vm_create_irqchip(vm);
 #endif
+	if (before_ring)
+		before_ring(vm);
 	vm_enable_dirty_ring(vm, entries * sizeof(struct kvm_dirty_gfn));
-	if (before_vcpus)
-		before_vcpus(vm);
 
 	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, RING_VM_GPA,
 				    RING_VM_SLOT, guest_pages, flags);
