@@ -37,7 +37,8 @@
  * On the console, each on a line: "ready: ..." once all pages are filled,
  * "at N" ten times a second, the number of writes so far, and "bad: ..." for
  * the first pages found wrong. A "c" read there asks for the check, answered by
- * "check: pages=N bad=N writes=N".
+ * "check: pages=N bad=N writes=N" with what was found wrong since the last one,
+ * and mended.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -285,9 +286,14 @@ static void check(void)
 				complain(w, p, w->again[p], "in the check");
 			else if (*last(w, p) != w->again[p])
 				complain(w, p, *last(w, p), "in the table");
+			else
+				continue;
+			fill(w, p, w->again[p]);
+			*last(w, p) = w->again[p];
 		}
 		pages += w->pages;
 		bad += w->bad;
+		w->bad = 0;
 	}
 	tell("check: pages=%llu bad=%llu writes=%llu\n", (unsigned long long)pages,
 	     (unsigned long long)bad, (unsigned long long)all_writes());
