@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # What every script of this repository needs; to be sourced. Sets
 #	top	the repository's root
 #	build	the folder for everything that is made, not created here
