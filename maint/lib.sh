@@ -11,7 +11,11 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvm-dirty-ring
 mkdir -p "$cache"
 
 # The user's git configuration must not change what these scripts make.
-export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null
+export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null GIT_ATTR_NOSYSTEM=1
+export GIT_CONFIG_COUNT=2
+export GIT_CONFIG_KEY_0=core.attributesFile GIT_CONFIG_VALUE_0=/dev/null
+export GIT_CONFIG_KEY_1=core.excludesFile GIT_CONFIG_VALUE_1=/dev/null
+unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_DIFF_OPTS GIT_EXTERNAL_DIFF
 export LC_ALL=C.UTF-8
 
 # die MESSAGE: give up, with one line on stderr
@@ -57,6 +61,16 @@ series_patches() {
 # new_files PATCH...: print the new files that the patches name
 new_files() {
 	((!$#)) || sed -n 's/^New-file: //p' "$@"
+}
+
+# layout_allows PATH: may the series touch this file of Linux? Anything else is
+# none of its business.
+layout_allows() {
+	local dir='Documentation/virt/kvm|arch/[a-z0-9]+/(kvm|include)'
+	dir+='|include/(linux|trace/events|uapi/linux)'
+	dir+='|tools/testing/selftests/kvm|virt/kvm'
+
+	[[ $1 =~ ^($dir)/ && ! $1 =~ (^|/)\.\.?(/|$) ]]
 }
 
 # series_id: identify the series, new files included, by its content
