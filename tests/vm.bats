@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+# vm/run, vm/test and kmod/build say in one line what is wrong with what they are
+# given, before they do anything. What they do when nothing is: vm/check.
+
+setup() {
+	top=$BATS_TEST_DIRNAME/..
+	unset ARCH KERNEL KVERSION MODULES SHARE KDIR KSRC KVM_OPTS ICOUNT TIMEOUT
+	unset VM_MEM VM_CPUS VM_APPEND VM_QEMU VM_LOG
+	export RUN=true
+}
+
+# refuses SCRIPT TEXT [VARIABLE=VALUE...] [-- ARGUMENT...]: the script fails with
+# one line, with TEXT in it
+refuses() {
+	local script=$1 text=$2 vars=()
+	shift 2
+	while (($#)) && [[ $1 != -- ]]; do
+		vars+=("$1")
+		shift
+	done
+	run env "${vars[@]}" timeout 20 "$top/$script" "${@:2}" < /dev/null
+	echo "status $status: $output"
+	[[ $status -eq 1 && ${#lines[@]} -eq 1 && $output == *": "*"$text"* ]]
+}
+
+@test "vm/run: a SHARE that is no folder is refused" {
+	refuses vm/run "SHARE=/nowhere is no folder" SHARE=/nowhere
+	refuses vm/run "is no folder" SHARE="$top/Makefile"
+}
+
+@test "vm/run: an unknown machine is refused, and the known ones are named" {
+	refuses vm/run "ARCH=mips is unknown here; known: " ARCH=mips
+	refuses vm/run "is unknown here" ARCH=../arch/x86_64
+}
+
+@test "vm/run: a KERNEL that is missing or no kernel is refused" {
+	refuses vm/run "KERNEL=/nowhere cannot be read" KERNEL=/nowhere
+	refuses vm/run "is no kernel for x86_64" KERNEL="$top/Makefile"
+	refuses vm/run "KERNEL=/dev/zero cannot be read" KERNEL=/dev/zero
+	: > "$BATS_TEST_TMPDIR/empty"
+	refuses vm/run "is no kernel for x86_64" KERNEL="$BATS_TEST_TMPDIR/empty"
+}
+
+@test "vm/run: numbers that are none, or make no sense, are refused" {
+	local v
+	for v in 0 -1 abc 1e9 '1 2' 99999999999999999999; do
+		refuses vm/run "VM_MEM='$v' must be a number from 256" VM_MEM="$v"
+		refuses vm/run "VM_CPUS='$v' must be a number from 1" VM_CPUS="$v"
+		refuses vm/run "TIMEOUT='$v' must be a number from 1" TIMEOUT="$v"
+	done
+	refuses vm/run "ICOUNT='yes' must be a number" ICOUNT=yes
+}
+
+@test "vm/run: a version that Debian cannot have is refused" {
+	refuses vm/run "'banana' is no version" KVERSION=banana MODULES=stock
+	refuses vm/run "is no version" KVERSION='5.10.223-1 x' MODULES=stock
+}
+
+@test "vm/run: module parameters of another form are refused" {
+	refuses vm/run "KVM_OPTS: 'npt=0' is not of the form" KVM_OPTS='npt=0'
+	refuses vm/run "KVM_OPTS: 'kvm.x' is not of the form" KVM_OPTS='kvm.tdp_mmu=1 kvm.x'
+}
+
+@test "vm/run: a shell without a terminal, and unknown arguments, are refused" {
+	refuses vm/run "a shell needs a terminal" RUN=
+	refuses vm/run "unknown argument '-x'" -- -x
+}
+
+@test "vm/test: a pattern that no test matches is refused" {
+	refuses vm/test "no test is called nonsense" -- nonsense
+	refuses vm/test "no test is called nonsense" -- tests nonsense
+	refuses vm/test "unknown option '--nonsense'" -- --nonsense
+}
+
+@test "vm/test: the list has every machine and every test" {
+	run "$top/vm/test" --list
+	[[ $status -eq 0 ]]
+	for line in tests check migrate npt:dirty_ring_test shadow:unload tdp-mmu:steal_time; do
+		[[ $'\n'$output$'\n' == *$'\n'"$line"$'\n'* ]]
+	done
+}
+
+@test "kmod/build: a KDIR that holds no headers is refused" {
+	refuses kmod/build "KDIR=/nowhere holds no kernel headers" KDIR=/nowhere
+	refuses kmod/build "unknown argument 'x'" -- x
+}
+
+@test "vm/ktap: each way a test may end is told apart" {
+	cd "$BATS_TEST_TMPDIR"
+	mkdir -p logs
+	cat > skips <<-'END'
+		#!/bin/sh
+		echo "no such device, skipping test"
+		exit 4
+	END
+	cat > cases <<-'END'
+		#!/bin/sh
+		echo TAP version 13
+		echo 1..3
+		echo ok 1 first
+		echo ok 2 second \# SKIP because
+	END
+	chmod +x skips cases
+	printf '%s\n' '5 good true' '5 bad false' '1 slow sleep 20' '5 skipped skips' \
+		'5 short cases' '5 gone nosuchcommand' > list
+	run "$top/vm/ktap" list logs
+	echo "$output"
+	[[ $status -eq 0 ]]
+	grep -v '^#' <<< "$output" | diff - /dev/fd/3 3<<-'END'
+		KTAP version 1
+		1..6
+		ok 1 good
+		not ok 2 bad
+		not ok 3 slow
+		ok 4 skipped # SKIP no such device, skipping test
+		  1..3
+		  ok 1 first
+		  ok 2 second # SKIP because
+		not ok 5 short
+		not ok 6 gone
+	END
+	grep -qx '# took more than 1 s: sleep 20' <<< "$output"
+}
