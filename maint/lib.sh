@@ -10,6 +10,9 @@ build=$top/build
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvm-dirty-ring
 mkdir -p "$cache"
 
+# Variables that were given to make are for these scripts, not for the kernel's make.
+unset MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL
+
 # The user's git configuration must not change what these scripts make.
 export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null GIT_ATTR_NOSYSTEM=1
 export GIT_CONFIG_COUNT=2
@@ -46,9 +49,11 @@ need() {
 	fi
 	say "installing: ${missing[*]}" >&2
 	{
-		"${sudo[@]}" apt-get -q update &&
-		"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
-			apt-get -qy --no-install-recommends install "${missing[@]}"
+		# Sources that cannot be read may be others than those that are needed.
+		"${sudo[@]}" apt-get -q update || :
+		"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qy \
+			-o DPkg::Lock::Timeout=600 --no-install-recommends \
+			install "${missing[@]}" < /dev/null
 	} > "$cache/apt-install.log" 2>&1 ||
 		die "apt-get cannot install ${missing[*]}; see $cache/apt-install.log"
 }
