@@ -13,6 +13,16 @@ load toy
 	[[ $(state) == "$before" ]]
 }
 
+@test "refresh: other line numbers, of another kernel, change nothing" {
+	toy
+	sed -i '1i one more line' "$KSRC/virt/kvm/kvm_main.c" "$KSRC/include/linux/kvm_host.h"
+	maint/tree
+	before=$(state)
+	run -0 maint/refresh
+	[[ -z $output ]]
+	[[ $(state) == "$before" ]]
+}
+
 @test "refresh: the user's git configuration does not matter" {
 	toy_tree
 	before=$(state)

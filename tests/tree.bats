@@ -126,6 +126,9 @@ load toy
 	KSRC=/nowhere refused "KSRC=/nowhere" maint/tree
 	KSRC=$repo refused "KSRC=$repo is not the source of Linux 5.10" maint/tree
 	KSRC=$repo/Makefile refused "Makefile cannot be unpacked" maint/tree
+	touch "$KSRC/.config"
+	refused "was built in" maint/tree
+	rm "$KSRC/.config"
 	sed -i 's/PATCHLEVEL = 10/PATCHLEVEL = 11/' "$KSRC/Makefile"
 	refused "is not the source of Linux 5.10" maint/tree
 	[[ ! -e $linux ]]
