@@ -7,6 +7,7 @@
 #include "kvm_util.h"
 #include "kvm_util_internal.h"
 #include "dirty_ring.h"
+#include "processor.h"
 
 #include <sys/mman.h>
 
@@ -45,6 +46,12 @@ bool dirty_ring_cpu_logs_pages(void)
 {
 	char val = 'N';
 	FILE *f;
+
+#ifdef __x86_64__
+	/* The parameter is there also if kvm_intel is built in, but not in use. */
+	if (!is_intel_cpu())
+		return false;
+#endif
 
 	f = fopen("/sys/module/kvm_intel/parameters/pml", "r");
 	if (f) {
