@@ -125,6 +125,8 @@ load toy
 	toy
 	KSRC=/nowhere refused "KSRC=/nowhere" maint/tree
 	KSRC=$repo refused "KSRC=$repo is not the source of Linux 5.10" maint/tree
+	mkdir "$BATS_TEST_TMPDIR/empty"
+	KSRC=$BATS_TEST_TMPDIR/empty refused "empty is not the source of Linux 5.10" maint/tree
 	KSRC=$repo/Makefile refused "Makefile cannot be unpacked" maint/tree
 	touch "$KSRC/.config"
 	refused "was built in" maint/tree
