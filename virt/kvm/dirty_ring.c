@@ -318,7 +318,6 @@ bool kvm_dirty_ring_full_exit(struct kvm_vcpu *vcpu)
 	trace_kvm_dirty_ring_exit(vcpu->vcpu_id, used);
 	return true;
 }
-EXPORT_SYMBOL_GPL(kvm_dirty_ring_full_exit);
 
 /*
  * Read up to BATCH_PAGES harvested entries from @first on, and not past @end.
