@@ -10,6 +10,9 @@ build=$top/build
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvm-dirty-ring
 mkdir -p "$cache"
 
+# Where the programs of kmod and others are, which a user's own path lacks.
+PATH=$PATH:/usr/sbin:/sbin
+
 # Variables that were given to make are for these scripts, not for the kernel's make.
 unset MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL
 
