@@ -7,6 +7,7 @@
 #include <linux/mm_types.h>
 #include <linux/mutex.h>
 
+struct dentry;
 struct kvm;
 struct kvm_dirty_aside;
 struct kvm_memory_slot;
@@ -25,6 +26,62 @@ struct vm_fault;
 
 #ifdef CONFIG_HAVE_KVM_DIRTY_RING
 
+/* Entries a vCPU remembers in order not to push their pages again. */
+#define KVM_DIRTY_RING_RECENT	8
+
+/**
+ * struct kvm_dirty_ring_vcpu_stat - what happened to a vCPU's dirty ring
+ * @pushed:	entries the vCPU pushed to it. Written by the vCPU's task.
+ * @skipped:	times the vCPU dirtied a page that was in it already, and was not
+ *		pushed again. Written by the vCPU's task.
+ * @full_exits:	exits to userspace at the soft limit. Written by the vCPU's task.
+ * @reset:	entries that were reset. Written under reset_lock.
+ */
+struct kvm_dirty_ring_vcpu_stat {
+	u64 pushed;
+	u64 skipped;
+	u64 full_exits;
+	u64 reset;
+};
+
+/**
+ * struct kvm_dirty_ring_vm_stat - what happened to a VM's dirty rings
+ * @pushed_other:	entries pushed by others than the ring's own vCPU
+ * @aside:		pages that were kept aside, for want of room
+ * @syncs:		times everything was brought into the rings
+ *
+ * Written under the lock of struct kvm_dirty_aside.
+ */
+struct kvm_dirty_ring_vm_stat {
+	ulong pushed_other;
+	ulong aside;
+	ulong syncs;
+};
+
+/* For an architecture's debugfs_entries. */
+#define KVM_DIRTY_RING_STATS						\
+	{ "dirty_ring_pushed",						\
+	  offsetof(struct kvm_vcpu, dirty_ring.stat.pushed),		\
+	  KVM_STAT_VCPU },						\
+	{ "dirty_ring_skipped",						\
+	  offsetof(struct kvm_vcpu, dirty_ring.stat.skipped),		\
+	  KVM_STAT_VCPU },						\
+	{ "dirty_ring_full_exits",					\
+	  offsetof(struct kvm_vcpu, dirty_ring.stat.full_exits),	\
+	  KVM_STAT_VCPU },						\
+	{ "dirty_ring_reset",						\
+	  offsetof(struct kvm_vcpu, dirty_ring.stat.reset),		\
+	  KVM_STAT_VCPU },						\
+	{ "dirty_ring_pushed_other",					\
+	  offsetof(struct kvm, dirty_ring_stat.pushed_other),		\
+	  KVM_STAT_VM },						\
+	{ "dirty_ring_aside",						\
+	  offsetof(struct kvm, dirty_ring_stat.aside),			\
+	  KVM_STAT_VM },						\
+	{ "dirty_ring_syncs",						\
+	  offsetof(struct kvm, dirty_ring_stat.syncs),			\
+	  KVM_STAT_VM },
+
 /**
  * struct kvm_dirty_ring - one vCPU's ring of dirty pages
  * @entries:	the ring, shared with userspace and not to be trusted; NULL if
@@ -36,6 +93,11 @@ struct vm_fault;
  *		pushes, without a lock, from any context.
  * @tail:	entries reset since creation, modulo 2^32. Written under
  *		@reset_lock, read by whoever pushes.
+ * @push_seq:	odd while the vCPU pushes to its own ring, which it does with
+ *		interrupts off. Written by the vCPU's task, read by a sync.
+ * @recent:	the last entry pushed for pages of that offset modulo the size of
+ *		this array. Only a hint; any value is allowed.
+ * @stat:	for debugfs
  * @reset_lock:	serializes resets of this ring
  *
  * head and tail count, they do not wrap at @size: entry n is
@@ -47,11 +109,15 @@ struct kvm_dirty_ring {
 	u32 soft_limit;
 	atomic_t head;
 	u32 tail;
+	u32 push_seq;
+	u32 recent[KVM_DIRTY_RING_RECENT];
+	struct kvm_dirty_ring_vcpu_stat stat;
 	struct mutex reset_lock; /* one reset at a time, writes tail */
 };
 
 u32 kvm_arch_dirty_log_size(void);
 
+struct kvm_dirty_aside *kvm_dirty_aside_alloc(void);
 int kvm_dirty_ring_enable(struct kvm *kvm, const struct kvm_enable_cap *cap);
 void kvm_dirty_ring_destroy_vm(struct kvm *kvm);
 
@@ -66,8 +132,13 @@ void kvm_dirty_ring_push(struct kvm *kvm, struct kvm_memory_slot *memslot,
 			 u64 offset);
 bool kvm_dirty_ring_full_exit(struct kvm_vcpu *vcpu);
 int kvm_dirty_ring_reset(struct kvm *kvm);
+int kvm_dirty_ring_sync(struct kvm *kvm);
+void kvm_dirty_ring_create_debugfs(struct kvm_vcpu *vcpu,
+				   struct dentry *dentry);
 
 #else /* !CONFIG_HAVE_KVM_DIRTY_RING */
+
+#define KVM_DIRTY_RING_STATS
 
 struct kvm_dirty_ring {
 };
@@ -120,6 +191,16 @@ static inline bool kvm_dirty_ring_full_exit(struct kvm_vcpu *vcpu)
 static inline int kvm_dirty_ring_reset(struct kvm *kvm)
 {
 	return -EINVAL;
+}
+
+static inline int kvm_dirty_ring_sync(struct kvm *kvm)
+{
+	return -EINVAL;
+}
+
+static inline void kvm_dirty_ring_create_debugfs(struct kvm_vcpu *vcpu,
+						 struct dentry *dentry)
+{
 }
 
 #endif /* CONFIG_HAVE_KVM_DIRTY_RING */

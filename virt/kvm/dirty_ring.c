@@ -48,10 +48,17 @@
  * Who pushes, and with what locks
  * -------------------------------
  * Pages are marked dirty with mmu_lock held, in the middle of a context switch
- * (steal time) with the runqueue locked, and from plain process context.
- * Several tasks may push to one ring at the same time, see below. Hence a push
- * takes no lock; only a page that finds no room takes one, see struct
- * kvm_dirty_aside.
+ * (steal time) with the runqueue locked, in an interrupt (the CPU's own log),
+ * and from plain process context. Several tasks may push to one ring at the
+ * same time, see below. Hence a vCPU's push to its own ring takes no lock; only
+ * a page that finds no room there takes one, see struct kvm_dirty_aside.
+ * Interrupts are off in both, so that between claiming an entry and publishing
+ * it nobody is preempted, and nothing else is pushed by the same CPU.
+ *
+ * KVM writes some pages over and over: steal time, clocks, an emulated device's
+ * memory. A page that is in the vCPU's ring and not harvested is not pushed
+ * again, as far as a short memory of the last entries goes: userspace harvests
+ * the entry later, and looks at the page later still.
  *
  * Dirty without a running vCPU, and rings without room
  * ----------------------------------------------------
@@ -64,14 +71,21 @@
  * kept aside, and is pushed before the ioctl returns that makes room: the next
  * reset, or the creation of a vCPU. An entry in use is never overwritten, and
  * no page is dropped.
+ *
+ * What is in no ring yet
+ * ----------------------
+ * Three things, and a sync waits for each: writes in a CPU's own log, which the
+ * architecture brings in; pages kept aside; entries claimed and not published,
+ * behind which published ones cannot be harvested. Those are claimed under the
+ * lock of struct kvm_dirty_aside, or by a vCPU for its own ring between two
+ * increments of push_seq.
  */
 
 #include <linux/kvm_host.h>
 #include <linux/kvm_dirty_ring.h>
 #include <linux/nospec.h>
-#include <linux/pfn_t.h>
 #include <linux/sched/signal.h>
-#include <linux/vmalloc.h>
+#include <linux/slab.h>
 #include <trace/events/kvm.h>
 
 /*
@@ -148,13 +162,14 @@ static bool ring_push(struct kvm_vcpu *vcpu, struct dirty_page page, u32 limit)
 		head = atomic_read(&ring->head);
 		if (head - tail >= limit)
 			return false;
-	} while (!atomic_try_cmpxchg_relaxed(&ring->head, &head, head + 1));
+	} while (!atomic_try_cmpxchg(&ring->head, &head, head + 1));
 
 	entry = &ring->entries[head & (ring->size - 1)];
 	WRITE_ONCE(entry->slot, page.slot);
 	WRITE_ONCE(entry->offset, page.offset);
 	/* Pairs with the acquire of flags in userspace. */
 	smp_store_release(&entry->flags, KVM_DIRTY_GFN_F_DIRTY);
+	WRITE_ONCE(ring->recent[page.offset % ARRAY_SIZE(ring->recent)], head);
 
 	trace_kvm_dirty_ring_push(vcpu->vcpu_id, page.slot, page.offset,
 				  head + 1 - tail);
@@ -165,15 +180,72 @@ static bool ring_push(struct kvm_vcpu *vcpu, struct dirty_page page, u32 limit)
 	return true;
 }
 
-/* Push to the first ring that is below its soft limit. */
+/*
+ * Is @page in @ring already, and not harvested? Entries are only looked for
+ * where ring->recent points to; that is a hint, what counts is the entry.
+ */
+static bool ring_has(struct kvm_dirty_ring *ring, struct dirty_page page)
+{
+	u32 nr = ring->recent[page.offset % ARRAY_SIZE(ring->recent)];
+	struct kvm_dirty_gfn *entry = &ring->entries[nr & (ring->size - 1)];
+	u32 tail;
+
+	if (READ_ONCE(entry->offset) != page.offset ||
+	    READ_ONCE(entry->slot) != page.slot)
+		return false;
+
+	/*
+	 * Pairs with the barrier in ring_reset(): if the entry is not harvested
+	 * here, what was written to the page is seen after the reset there.
+	 */
+	smp_mb();
+	if (READ_ONCE(entry->flags) != KVM_DIRTY_GFN_F_DIRTY)
+		return false;
+
+	/* All of this was about entry nr only if that is in use still. */
+	smp_rmb();
+	tail = READ_ONCE(ring->tail);
+	return nr - tail < atomic_read(&ring->head) - tail;
+}
+
+/* Push to the ring of the running vCPU, if it has room for the page. */
+static bool own_ring_push(struct kvm_vcpu *vcpu, struct dirty_page page)
+{
+	struct kvm_dirty_ring *ring = &vcpu->dirty_ring;
+	unsigned long flags;
+	bool pushed;
+
+	local_irq_save(flags);
+	WRITE_ONCE(ring->push_seq, ring->push_seq + 1);
+	if (ring_has(ring, page)) {
+		ring->stat.skipped++;
+		pushed = true;
+	} else {
+		pushed = ring_push(vcpu, page, ring->size);
+		if (pushed)
+			ring->stat.pushed++;
+	}
+	/* Pairs with the acquire in kvm_dirty_ring_sync(). */
+	smp_store_release(&ring->push_seq, ring->push_seq + 1);
+	local_irq_restore(flags);
+
+	return pushed;
+}
+
+/*
+ * Push to the first ring that is below its soft limit. Called with the lock of
+ * struct kvm_dirty_aside held.
+ */
 static bool any_ring_push(struct kvm *kvm, struct dirty_page page)
 {
 	struct kvm_vcpu *vcpu;
 	int i;
 
 	kvm_for_each_vcpu(i, vcpu, kvm)
-		if (ring_push(vcpu, page, vcpu->dirty_ring.soft_limit))
+		if (ring_push(vcpu, page, vcpu->dirty_ring.soft_limit)) {
+			kvm->dirty_ring_stat.pushed_other++;
 			return true;
+		}
 
 	return false;
 }
@@ -261,8 +333,8 @@ static void aside_push(struct kvm *kvm)
  * @memslot:	the memslot of the page
  * @offset:	the page's index in @memslot
  *
- * Context: Any, but hard interrupts of a CPU that runs a vCPU of @kvm. Does not
- * sleep. @memslot must be protected by kvm->srcu or kvm->slots_lock.
+ * Context: Any but NMI. Does not sleep. @memslot must be protected by kvm->srcu
+ * or kvm->slots_lock.
  */
 void kvm_dirty_ring_push(struct kvm *kvm, struct kvm_memory_slot *memslot,
 			 u64 offset)
@@ -276,7 +348,7 @@ void kvm_dirty_ring_push(struct kvm *kvm, struct kvm_memory_slot *memslot,
 	unsigned long flags;
 
 	if (likely(vcpu && vcpu->kvm == kvm) &&
-	    likely(ring_push(vcpu, page, vcpu->dirty_ring.size)))
+	    likely(own_ring_push(vcpu, page)))
 		return;
 
 	/*
@@ -287,8 +359,12 @@ void kvm_dirty_ring_push(struct kvm *kvm, struct kvm_memory_slot *memslot,
 	aside = kvm->dirty_aside;
 
 	raw_spin_lock_irqsave(&aside->lock, flags);
-	if (!any_ring_push(kvm, page))
+	if (!any_ring_push(kvm, page)) {
 		aside_add(aside, page);
+		kvm->dirty_ring_stat.aside++;
+		trace_kvm_dirty_ring_aside(page.slot, page.offset,
+					   aside->nr_pages, aside->nr_ranges);
+	}
 	raw_spin_unlock_irqrestore(&aside->lock, flags);
 }
 
@@ -315,6 +391,7 @@ bool kvm_dirty_ring_full_exit(struct kvm_vcpu *vcpu)
 
 	kvm_make_request(KVM_REQ_DIRTY_RING_FULL, vcpu);
 	vcpu->run->exit_reason = KVM_EXIT_DIRTY_RING_FULL;
+	vcpu->dirty_ring.stat.full_exits++;
 	trace_kvm_dirty_ring_exit(vcpu->vcpu_id, used);
 	return true;
 }
@@ -419,6 +496,12 @@ static u32 ring_reset(struct kvm *kvm, struct kvm_vcpu *vcpu)
 	mutex_lock(&ring->reset_lock);
 	end = atomic_read(&ring->head);
 
+	/*
+	 * Pairs with the barrier in ring_has(): userspace harvested before, and
+	 * looks at pages after.
+	 */
+	smp_mb();
+
 	while (!fatal_signal_pending(current)) {
 		nr = reset_collect(ring, ring->tail, end, page);
 		if (!nr)
@@ -430,6 +513,7 @@ static u32 ring_reset(struct kvm *kvm, struct kvm_vcpu *vcpu)
 		cond_resched();
 	}
 
+	ring->stat.reset += count;
 	if (count)
 		trace_kvm_dirty_ring_reset(vcpu->vcpu_id, count,
 					   ring_used(ring));
@@ -477,124 +561,6 @@ int kvm_dirty_ring_reset(struct kvm *kvm)
 }
 
 /**
- * kvm_arch_dirty_log_size - tell how many entries the CPU logs on its own
- *
- * An architecture whose CPUs log dirty pages by themselves overrides this. That
- * many entries are reserved above the soft limit in addition to
- * KVM_DIRTY_RING_RESERVED_ENTRIES.
- *
- * Context: Any.
- * Return: The size of the CPU's log, in entries, before KVM sees any of them.
- */
-u32 __weak kvm_arch_dirty_log_size(void)
-{
-	return 0;
-}
-
-static u32 reserved_entries(void)
-{
-	return KVM_DIRTY_RING_RESERVED_ENTRIES + kvm_arch_dirty_log_size();
-}
-
-/**
- * kvm_dirty_ring_enable - give a VM's vCPUs dirty rings
- * @kvm:	the VM
- * @cap:	from userspace; args[0] is the size of a ring in bytes
- *
- * Context: Process context. Takes kvm->lock. Sleeps.
- * Return: 0; -EINVAL for a size that is not a power of two, is below a page or
- * does not exceed the reserved entries, for flags, and if the VM has rings or
- * vCPUs already; -E2BIG for a size above the maximum; -ENOMEM.
- */
-int kvm_dirty_ring_enable(struct kvm *kvm, const struct kvm_enable_cap *cap)
-{
-	struct kvm_dirty_aside *aside;
-	u64 bytes = cap->args[0];
-	int r = -EINVAL;
-
-	/* Not is_power_of_2(), which cuts its argument to an unsigned long. */
-	if (cap->flags || !bytes || (bytes & (bytes - 1)))
-		return -EINVAL;
-
-	if (bytes > KVM_DIRTY_RING_MAX_ENTRIES * sizeof(struct kvm_dirty_gfn))
-		return -E2BIG;
-
-	if (bytes < PAGE_SIZE ||
-	    bytes <= reserved_entries() * sizeof(struct kvm_dirty_gfn))
-		return -EINVAL;
-
-	aside = kvzalloc(sizeof(*aside), GFP_KERNEL_ACCOUNT);
-	if (!aside)
-		return -ENOMEM;
-	raw_spin_lock_init(&aside->lock);
-
-	mutex_lock(&kvm->lock);
-	if (!kvm->dirty_ring_size && !kvm->created_vcpus) {
-		kvm->dirty_aside = aside;
-		aside = NULL;
-		/* Pairs with the barrier in kvm_dirty_ring_push(). */
-		smp_store_release(&kvm->dirty_ring_size, (u32)bytes);
-		r = 0;
-	}
-	mutex_unlock(&kvm->lock);
-
-	kvfree(aside);
-	return r;
-}
-
-/**
- * kvm_dirty_ring_destroy_vm - free what a VM with dirty rings has
- * @kvm:	the VM, without vCPUs and with no other user
- *
- * Context: Process context. May sleep.
- */
-void kvm_dirty_ring_destroy_vm(struct kvm *kvm)
-{
-	kvfree(kvm->dirty_aside);
-}
-
-/**
- * kvm_dirty_ring_create - give a vCPU its ring
- * @vcpu:	the vCPU, not yet visible to anybody else
- *
- * The ring is charged to the memory cgroup of the calling task and allocated
- * by its memory policy: on the node it runs on, by default.
- *
- * Context: Process context. Sleeps.
- * Return: 0, also if the VM has no dirty rings; -ENOMEM.
- */
-int kvm_dirty_ring_create(struct kvm_vcpu *vcpu)
-{
-	struct kvm_dirty_ring *ring = &vcpu->dirty_ring;
-	u32 bytes = vcpu->kvm->dirty_ring_size;
-
-	if (!bytes)
-		return 0;
-
-	/* Fail rather than have the memory cgroup's OOM killer make room. */
-	ring->entries = __vmalloc(bytes, GFP_KERNEL_ACCOUNT | __GFP_ZERO |
-				  __GFP_RETRY_MAYFAIL | __GFP_NOWARN);
-	if (!ring->entries)
-		return -ENOMEM;
-
-	ring->size = bytes / sizeof(struct kvm_dirty_gfn);
-	ring->soft_limit = ring->size - reserved_entries();
-	mutex_init(&ring->reset_lock);
-	return 0;
-}
-
-/**
- * kvm_dirty_ring_destroy - free the ring of a vCPU
- * @vcpu:	the vCPU, not visible to anybody else any more
- *
- * Context: Process context. May sleep.
- */
-void kvm_dirty_ring_destroy(struct kvm_vcpu *vcpu)
-{
-	vfree(vcpu->dirty_ring.entries);
-}
-
-/**
  * kvm_dirty_ring_vcpu_online - put the ring of a new vCPU to use
  * @vcpu:	the vCPU, just made visible
  *
@@ -607,76 +573,64 @@ void kvm_dirty_ring_vcpu_online(struct kvm_vcpu *vcpu)
 }
 
 /**
- * kvm_dirty_ring_has_page - tell whether a page belongs to a vCPU's ring
- * @vcpu:	the vCPU
- * @pgoff:	page offset in the vCPU's file descriptor
+ * kvm_dirty_ring_sync - bring everything that was written into the rings
+ * @kvm:	the VM
  *
- * Context: Any.
- * Return: true if it does.
+ * When this returns 0, every write to tracked memory that was finished before
+ * the call is found by harvesting the rings once. vCPUs go on running; those in
+ * the guest are interrupted only where the CPU keeps a log of its own.
+ *
+ * Context: Process context, no locks held. Takes kvm->srcu. Sleeps.
+ * Return: 0; -EINVAL if the VM has no dirty rings; -ENOSPC if the rings have no
+ * room for all that was kept aside: harvest, reset, and call again.
  */
-bool kvm_dirty_ring_has_page(struct kvm_vcpu *vcpu, pgoff_t pgoff)
+int kvm_dirty_ring_sync(struct kvm *kvm)
 {
-	return pgoff >= KVM_DIRTY_LOG_PAGE_OFFSET &&
-	       pgoff - KVM_DIRTY_LOG_PAGE_OFFSET <
-	       vcpu->kvm->dirty_ring_size >> PAGE_SHIFT;
-}
+	struct kvm_dirty_aside *aside;
+	struct kvm_vcpu *vcpu;
+	bool all;
+	u32 seq;
+	int i;
 
-/**
- * kvm_dirty_ring_mmap - check and prepare a mapping of a vCPU's file descriptor
- * @vcpu:	the vCPU
- * @vma:	the mapping to be; it need not touch the ring
- *
- * A private mapping of a ring would lose what userspace writes to it, and
- * there is no use for an executable one.
- *
- * Context: mmap(), with the mmap lock held for writing.
- * Return: 0; -EINVAL if any page of the ring would be mapped private or
- * executable.
- */
-int kvm_dirty_ring_mmap(struct kvm_vcpu *vcpu, struct vm_area_struct *vma)
-{
-	pgoff_t first = vma->vm_pgoff;
-	pgoff_t last = first + vma_pages(vma) - 1;
-
-	if (!kvm_dirty_ring_enabled(vcpu->kvm))
-		return 0;
-
-	/* No growing into the ring by mremap(). */
-	vma->vm_flags |= VM_DONTEXPAND;
-
-	if (last < KVM_DIRTY_LOG_PAGE_OFFSET ||
-	    (first > KVM_DIRTY_LOG_PAGE_OFFSET &&
-	     !kvm_dirty_ring_has_page(vcpu, first)))
-		return 0;
-
-	if (!(vma->vm_flags & VM_SHARED) || (vma->vm_flags & VM_EXEC))
+	if (!kvm_dirty_ring_enabled(kvm))
 		return -EINVAL;
 
-	/* No mprotect() to executable either. */
-	vma->vm_flags &= ~VM_MAYEXEC;
-	/* For kvm_dirty_ring_fault(); other pages are mapped as usual. */
-	vma->vm_flags |= VM_MIXEDMAP;
-	return 0;
+	kvm_arch_sync_dirty_log(kvm, NULL);
+	aside_push(kvm);
+
+	aside = kvm->dirty_aside;
+	raw_spin_lock_irq(&aside->lock);
+	all = !aside->nr_pages && !aside->nr_ranges;
+	kvm->dirty_ring_stat.syncs++;
+	raw_spin_unlock_irq(&aside->lock);
+
+	/* Pushes that are under way, on other CPUs and with interrupts off. */
+	kvm_for_each_vcpu(i, vcpu, kvm) {
+		seq = READ_ONCE(vcpu->dirty_ring.push_seq);
+		/* Pairs with the release in own_ring_push(). */
+		while ((seq & 1) &&
+		       smp_load_acquire(&vcpu->dirty_ring.push_seq) == seq)
+			cpu_relax();
+	}
+
+	trace_kvm_dirty_ring_sync(all);
+	return all ? 0 : -ENOSPC;
 }
 
 /**
- * kvm_dirty_ring_fault - map a page of a vCPU's ring
- * @vcpu:	the vCPU
- * @vmf:	the fault, on a page for which kvm_dirty_ring_has_page() is true
+ * kvm_dirty_aside_alloc - make room for what finds none in a VM's rings
  *
- * The page is mapped without its struct page: that of a page charged to a
- * memory cgroup as kernel memory has no room for a count of mappings. The
- * mapping holds the file, which holds the VM, which holds the ring.
- *
- * Context: Page fault, with the mmap lock held for reading. Sleeps.
- * Return: VM_FAULT_NOPAGE, or an error of vmf_insert_mixed().
+ * Context: Process context. Sleeps.
+ * Return: What kvfree() takes back, charged to the caller's memory cgroup; NULL
+ * if there is no memory.
  */
-vm_fault_t kvm_dirty_ring_fault(struct kvm_vcpu *vcpu, struct vm_fault *vmf)
+struct kvm_dirty_aside *kvm_dirty_aside_alloc(void)
 {
-	unsigned long offset = vmf->pgoff - KVM_DIRTY_LOG_PAGE_OFFSET;
-	struct page *page;
+	struct kvm_dirty_aside *aside;
 
-	page = vmalloc_to_page((void *)vcpu->dirty_ring.entries +
-			       (offset << PAGE_SHIFT));
-	return vmf_insert_mixed(vmf->vma, vmf->address, page_to_pfn_t(page));
+	aside = kvzalloc(sizeof(*aside), GFP_KERNEL_ACCOUNT);
+	if (aside)
+		raw_spin_lock_init(&aside->lock);
+
+	return aside;
 }

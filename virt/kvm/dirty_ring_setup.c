@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * KVM dirty rings: how a VM and its vCPUs get and lose them, and how userspace
+ * maps them. What happens to them in between is in dirty_ring.c.
+ */
+
+#include <linux/debugfs.h>
+#include <linux/kvm_host.h>
+#include <linux/kvm_dirty_ring.h>
+#include <linux/pfn_t.h>
+#include <linux/vmalloc.h>
+
+/**
+ * kvm_arch_dirty_log_size - tell how many entries the CPU logs on its own
+ *
+ * An architecture whose CPUs log dirty pages by themselves overrides this. That
+ * many entries are reserved above the soft limit in addition to
+ * KVM_DIRTY_RING_RESERVED_ENTRIES.
+ *
+ * Context: Any.
+ * Return: The size of the CPU's log, in entries, before KVM sees any of them.
+ */
+u32 __weak kvm_arch_dirty_log_size(void)
+{
+	return 0;
+}
+
+static u32 reserved_entries(void)
+{
+	return KVM_DIRTY_RING_RESERVED_ENTRIES + kvm_arch_dirty_log_size();
+}
+
+/**
+ * kvm_dirty_ring_enable - give a VM's vCPUs dirty rings
+ * @kvm:	the VM
+ * @cap:	from userspace; args[0] is the size of a ring in bytes
+ *
+ * Context: Process context. Takes kvm->lock. Sleeps.
+ * Return: 0; -EINVAL for a size that is not a power of two, is below a page or
+ * does not exceed the reserved entries, for flags, and if the VM has rings or
+ * vCPUs already; -E2BIG for a size above the maximum; -ENOMEM.
+ */
+int kvm_dirty_ring_enable(struct kvm *kvm, const struct kvm_enable_cap *cap)
+{
+	struct kvm_dirty_aside *aside;
+	u64 bytes = cap->args[0];
+	int r = -EINVAL;
+
+	/* Not is_power_of_2(), which cuts its argument to an unsigned long. */
+	if (cap->flags || !bytes || (bytes & (bytes - 1)))
+		return -EINVAL;
+
+	if (bytes > KVM_DIRTY_RING_MAX_ENTRIES * sizeof(struct kvm_dirty_gfn))
+		return -E2BIG;
+
+	if (bytes < PAGE_SIZE ||
+	    bytes <= reserved_entries() * sizeof(struct kvm_dirty_gfn))
+		return -EINVAL;
+
+	aside = kvm_dirty_aside_alloc();
+	if (!aside)
+		return -ENOMEM;
+
+	mutex_lock(&kvm->lock);
+	if (!kvm->dirty_ring_size && !kvm->created_vcpus) {
+		kvm->dirty_aside = aside;
+		aside = NULL;
+		/* Pairs with the barrier in kvm_dirty_ring_push(). */
+		smp_store_release(&kvm->dirty_ring_size, (u32)bytes);
+		r = 0;
+	}
+	mutex_unlock(&kvm->lock);
+
+	kvfree(aside);
+	return r;
+}
+
+/**
+ * kvm_dirty_ring_destroy_vm - free what a VM with dirty rings has
+ * @kvm:	the VM, without vCPUs and with no other user
+ *
+ * Context: Process context. May sleep.
+ */
+void kvm_dirty_ring_destroy_vm(struct kvm *kvm)
+{
+	kvfree(kvm->dirty_aside);
+}
+
+/**
+ * kvm_dirty_ring_create - give a vCPU its ring
+ * @vcpu:	the vCPU, not yet visible to anybody else
+ *
+ * The ring is charged to the memory cgroup of the calling task and allocated
+ * by its memory policy: on the node it runs on, by default.
+ *
+ * Context: Process context. Sleeps.
+ * Return: 0, also if the VM has no dirty rings; -ENOMEM.
+ */
+int kvm_dirty_ring_create(struct kvm_vcpu *vcpu)
+{
+	struct kvm_dirty_ring *ring = &vcpu->dirty_ring;
+	u32 bytes = vcpu->kvm->dirty_ring_size;
+
+	if (!bytes)
+		return 0;
+
+	/* Fail rather than have the memory cgroup's OOM killer make room. */
+	ring->entries = __vmalloc(bytes, GFP_KERNEL_ACCOUNT | __GFP_ZERO |
+				  __GFP_RETRY_MAYFAIL | __GFP_NOWARN);
+	if (!ring->entries)
+		return -ENOMEM;
+
+	ring->size = bytes / sizeof(struct kvm_dirty_gfn);
+	ring->soft_limit = ring->size - reserved_entries();
+	mutex_init(&ring->reset_lock);
+	return 0;
+}
+
+/**
+ * kvm_dirty_ring_destroy - free the ring of a vCPU
+ * @vcpu:	the vCPU, not visible to anybody else any more
+ *
+ * Context: Process context. May sleep.
+ */
+void kvm_dirty_ring_destroy(struct kvm_vcpu *vcpu)
+{
+	vfree(vcpu->dirty_ring.entries);
+}
+
+/**
+ * kvm_dirty_ring_has_page - tell whether a page belongs to a vCPU's ring
+ * @vcpu:	the vCPU
+ * @pgoff:	page offset in the vCPU's file descriptor
+ *
+ * Context: Any.
+ * Return: true if it does.
+ */
+bool kvm_dirty_ring_has_page(struct kvm_vcpu *vcpu, pgoff_t pgoff)
+{
+	return pgoff >= KVM_DIRTY_LOG_PAGE_OFFSET &&
+	       pgoff - KVM_DIRTY_LOG_PAGE_OFFSET <
+	       vcpu->kvm->dirty_ring_size >> PAGE_SHIFT;
+}
+
+/**
+ * kvm_dirty_ring_mmap - check and prepare a mapping of a vCPU's file descriptor
+ * @vcpu:	the vCPU
+ * @vma:	the mapping to be; it need not touch the ring
+ *
+ * A private mapping of a ring would lose what userspace writes to it, and
+ * there is no use for an executable one.
+ *
+ * Context: mmap(), with the mmap lock held for writing.
+ * Return: 0; -EINVAL if any page of the ring would be mapped private or
+ * executable.
+ */
+int kvm_dirty_ring_mmap(struct kvm_vcpu *vcpu, struct vm_area_struct *vma)
+{
+	pgoff_t first = vma->vm_pgoff;
+	pgoff_t last = first + vma_pages(vma) - 1;
+
+	if (!kvm_dirty_ring_enabled(vcpu->kvm))
+		return 0;
+
+	/* No growing into the ring by mremap(). */
+	vma->vm_flags |= VM_DONTEXPAND;
+
+	if (last < KVM_DIRTY_LOG_PAGE_OFFSET ||
+	    (first > KVM_DIRTY_LOG_PAGE_OFFSET &&
+	     !kvm_dirty_ring_has_page(vcpu, first)))
+		return 0;
+
+	if (!(vma->vm_flags & VM_SHARED) || (vma->vm_flags & VM_EXEC))
+		return -EINVAL;
+
+	/* No mprotect() to executable either. */
+	vma->vm_flags &= ~VM_MAYEXEC;
+	/* For kvm_dirty_ring_fault(); other pages are mapped as usual. */
+	vma->vm_flags |= VM_MIXEDMAP;
+	return 0;
+}
+
+/**
+ * kvm_dirty_ring_fault - map a page of a vCPU's ring
+ * @vcpu:	the vCPU
+ * @vmf:	the fault, on a page for which kvm_dirty_ring_has_page() is true
+ *
+ * The page is mapped without its struct page: that of a page charged to a
+ * memory cgroup as kernel memory has no room for a count of mappings. The
+ * mapping holds the file, which holds the VM, which holds the ring.
+ *
+ * Context: Page fault, with the mmap lock held for reading. Sleeps.
+ * Return: VM_FAULT_NOPAGE, or an error of vmf_insert_mixed().
+ */
+vm_fault_t kvm_dirty_ring_fault(struct kvm_vcpu *vcpu, struct vm_fault *vmf)
+{
+	unsigned long offset = vmf->pgoff - KVM_DIRTY_LOG_PAGE_OFFSET;
+	struct page *page;
+
+	page = vmalloc_to_page((void *)vcpu->dirty_ring.entries +
+			       (offset << PAGE_SHIFT));
+	return vmf_insert_mixed(vmf->vma, vmf->address, page_to_pfn_t(page));
+}
+
+/**
+ * kvm_dirty_ring_create_debugfs - show what happens to a vCPU's ring
+ * @vcpu:	the vCPU
+ * @dentry:	its directory in debugfs
+ *
+ * The numbers are those of KVM_DIRTY_RING_STATS, which debugfs otherwise has as
+ * sums over vCPUs only.
+ *
+ * Context: Process context. Sleeps.
+ */
+void kvm_dirty_ring_create_debugfs(struct kvm_vcpu *vcpu, struct dentry *dentry)
+{
+	struct kvm_dirty_ring_vcpu_stat *stat = &vcpu->dirty_ring.stat;
+
+	if (!kvm_dirty_ring_enabled(vcpu->kvm))
+		return;
+
+	debugfs_create_u64("dirty_ring_pushed", 0444, dentry, &stat->pushed);
+	debugfs_create_u64("dirty_ring_skipped", 0444, dentry, &stat->skipped);
+	debugfs_create_u64("dirty_ring_full_exits", 0444, dentry,
+			   &stat->full_exits);
+	debugfs_create_u64("dirty_ring_reset", 0444, dentry, &stat->reset);
+}
