@@ -59,28 +59,12 @@ struct kvm_dirty_ring_vm_stat {
 };
 
 /* For an architecture's debugfs_entries. */
-#define KVM_DIRTY_RING_STATS						\
-	{ "dirty_ring_pushed",						\
-	  offsetof(struct kvm_vcpu, dirty_ring.stat.pushed),		\
-	  KVM_STAT_VCPU },						\
-	{ "dirty_ring_skipped",						\
-	  offsetof(struct kvm_vcpu, dirty_ring.stat.skipped),		\
-	  KVM_STAT_VCPU },						\
-	{ "dirty_ring_full_exits",					\
-	  offsetof(struct kvm_vcpu, dirty_ring.stat.full_exits),	\
-	  KVM_STAT_VCPU },						\
-	{ "dirty_ring_reset",						\
-	  offsetof(struct kvm_vcpu, dirty_ring.stat.reset),		\
-	  KVM_STAT_VCPU },						\
-	{ "dirty_ring_pushed_other",					\
-	  offsetof(struct kvm, dirty_ring_stat.pushed_other),		\
-	  KVM_STAT_VM },						\
-	{ "dirty_ring_aside",						\
-	  offsetof(struct kvm, dirty_ring_stat.aside),			\
-	  KVM_STAT_VM },						\
-	{ "dirty_ring_syncs",						\
-	  offsetof(struct kvm, dirty_ring_stat.syncs),			\
-	  KVM_STAT_VM },
+#define KVM_DIRTY_RING_VCPU_STAT(x)					\
+	{ "dirty_ring_" #x, offsetof(struct kvm_vcpu, dirty_ring.stat.x), \
+	  KVM_STAT_VCPU }
+#define KVM_DIRTY_RING_VM_STAT(x)					\
+	{ "dirty_ring_" #x, offsetof(struct kvm, dirty_ring_stat.x),	\
+	  KVM_STAT_VM }
 
 /**
  * struct kvm_dirty_ring - one vCPU's ring of dirty pages
@@ -137,8 +121,6 @@ void kvm_dirty_ring_create_debugfs(struct kvm_vcpu *vcpu,
 				   struct dentry *dentry);
 
 #else /* !CONFIG_HAVE_KVM_DIRTY_RING */
-
-#define KVM_DIRTY_RING_STATS
 
 struct kvm_dirty_ring {
 };

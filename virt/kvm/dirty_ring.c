@@ -607,9 +607,11 @@ int kvm_dirty_ring_sync(struct kvm *kvm)
 	/* Pushes that are under way, on other CPUs and with interrupts off. */
 	kvm_for_each_vcpu(i, vcpu, kvm) {
 		seq = READ_ONCE(vcpu->dirty_ring.push_seq);
+		if (!(seq & 1))
+			continue;
+
 		/* Pairs with the release in own_ring_push(). */
-		while ((seq & 1) &&
-		       smp_load_acquire(&vcpu->dirty_ring.push_seq) == seq)
+		while (smp_load_acquire(&vcpu->dirty_ring.push_seq) == seq)
 			cpu_relax();
 	}
 

@@ -207,8 +207,8 @@ vm_fault_t kvm_dirty_ring_fault(struct kvm_vcpu *vcpu, struct vm_fault *vmf)
  * @vcpu:	the vCPU
  * @dentry:	its directory in debugfs
  *
- * The numbers are those of KVM_DIRTY_RING_STATS, which debugfs otherwise has as
- * sums over vCPUs only.
+ * debugfs has the sums over vCPUs elsewhere, as an architecture's
+ * debugfs_entries say.
  *
  * Context: Process context. Sleeps.
  */
