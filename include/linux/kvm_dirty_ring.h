@@ -47,6 +47,8 @@ struct kvm_dirty_ring_vcpu_stat {
 /**
  * struct kvm_dirty_ring_vm_stat - what happened to a VM's dirty rings
  * @pushed_other:	entries pushed by others than the ring's own vCPU
+ * @skipped_other:	times others dirtied a page that was in a ring, or aside,
+ *			already
  * @aside:		pages that were kept aside, for want of room
  * @syncs:		times everything was brought into the rings
  *
@@ -54,6 +56,7 @@ struct kvm_dirty_ring_vcpu_stat {
  */
 struct kvm_dirty_ring_vm_stat {
 	ulong pushed_other;
+	ulong skipped_other;
 	ulong aside;
 	ulong syncs;
 };

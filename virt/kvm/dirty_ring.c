@@ -241,13 +241,30 @@ static bool any_ring_push(struct kvm *kvm, struct dirty_page page)
 	struct kvm_vcpu *vcpu;
 	int i;
 
-	kvm_for_each_vcpu(i, vcpu, kvm)
+	kvm_for_each_vcpu(i, vcpu, kvm) {
+		if (ring_has(&vcpu->dirty_ring, page)) {
+			kvm->dirty_ring_stat.skipped_other++;
+			return true;
+		}
 		if (ring_push(vcpu, page, vcpu->dirty_ring.soft_limit)) {
 			kvm->dirty_ring_stat.pushed_other++;
 			return true;
 		}
+	}
 
 	return false;
+}
+
+/* Is @page the last one that was kept aside? */
+static bool aside_has(struct kvm_dirty_aside *aside, struct dirty_page page)
+{
+	struct dirty_page *last;
+
+	if (!aside->nr_pages)
+		return false;
+
+	last = &aside->page[aside->nr_pages - 1];
+	return last->slot == page.slot && last->offset == page.offset;
 }
 
 static void aside_add(struct kvm_dirty_aside *aside, struct dirty_page page)
@@ -359,7 +376,9 @@ void kvm_dirty_ring_push(struct kvm *kvm, struct kvm_memory_slot *memslot,
 	aside = kvm->dirty_aside;
 
 	raw_spin_lock_irqsave(&aside->lock, flags);
-	if (!any_ring_push(kvm, page)) {
+	if (aside_has(aside, page)) {
+		kvm->dirty_ring_stat.skipped_other++;
+	} else if (!any_ring_push(kvm, page)) {
 		aside_add(aside, page);
 		kvm->dirty_ring_stat.aside++;
 		trace_kvm_dirty_ring_aside(page.slot, page.offset,

@@ -566,36 +566,6 @@ static void copy_finish(struct copy *copy)
 
 #ifdef __x86_64__
 
-/*
- * Ioctls that write guest memory: KVM writes the wall clock when its address
- * is set. The version in it makes each write another one.
- */
-
-#define MSRS_PER_IOCTL	100
-
-static void write_by_ioctl(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
-			   uint64_t count)
-{
-	struct {
-		struct kvm_msrs header;
-		struct kvm_msr_entry entries[MSRS_PER_IOCTL];
-	} msrs;
-	uint64_t i;
-	int n;
-
-	for (i = 0; i < count; i += n) {
-		memset(&msrs, 0, sizeof(msrs));
-		for (n = 0; n < MSRS_PER_IOCTL && i + n < count; n++) {
-			msrs.entries[n].index = MSR_KVM_WALL_CLOCK_NEW;
-			msrs.entries[n].data = RING_VM_GPA +
-					       (first + i + n) * getpagesize();
-		}
-		msrs.header.nmsrs = n;
-		TEST_ASSERT(_vcpu_ioctl(rv->vm, vcpu, KVM_SET_MSRS,
-					&msrs) == n, "KVM_SET_MSRS failed");
-	}
-}
-
 /* Each of the pages was reported, at least once. */
 static void expect_reported(struct ring_vm *rv, uint64_t first, uint64_t count)
 {
@@ -631,7 +601,7 @@ static void full_for_real(void)
 		ring_vm_set_task(rv, 0, 0, rv->limit, 1);
 		TEST_ASSERT(ring_vm_run(rv, 0) == RING_VM_FULL, "Not full");
 		/* its ioctls fill the reserve, and go on. */
-		write_by_ioctl(rv, 0, 1000, 2500);
+		ring_vm_write_by_ioctl(rv, 0, 1000, 2500);
 		TEST_ASSERT(ring_vm_run(rv, 0) == RING_VM_FULL, "Not full");
 
 		/* The oldest entries are still there. */
@@ -673,7 +643,7 @@ static void full_step_by_step(void)
 	 * What is kept aside piles up, scattered over the slot.
 	 */
 	for (page = 0; page < rv->pages; page += 5, written++) {
-		write_by_ioctl(rv, 0, page, 1);
+		ring_vm_write_by_ioctl(rv, 0, page, 1);
 		if (written % 3)
 			continue;
 		ring_vm_harvest(rv, 0, 1);
@@ -693,9 +663,9 @@ static void ioctls_only(void)
 	int i;
 
 	for (i = 0; i < 3; i++) {
-		write_by_ioctl(rv, 0, 0, 2000);
-		write_by_ioctl(rv, 1, 1500, 2000);
-		write_by_ioctl(rv, 0, 3500, 500);
+		ring_vm_write_by_ioctl(rv, 0, 0, 2000);
+		ring_vm_write_by_ioctl(rv, 1, 1500, 2000);
+		ring_vm_write_by_ioctl(rv, 0, 3500, 500);
 		ring_vm_collect_all(rv);
 		expect_reported(rv, 0, 4000);
 		ring_vm_forget(rv);
@@ -714,7 +684,7 @@ static void *ioctl_writer(void *unused)
 
 	for (i = 0; i < 3000 && !READ_ONCE(ioctl_writer_quit); i++) {
 		page = random() % (rv->pages - 50);
-		write_by_ioctl(rv, 0, page, 1 + random() % 50);
+		ring_vm_write_by_ioctl(rv, 0, page, 1 + random() % 50);
 	}
 	WRITE_ONCE(ioctl_writer_quit, true);
 	return NULL;
@@ -811,9 +781,9 @@ static void *migrate_kvm(void *data)
 	unsigned int seed = 99;
 
 	while (!READ_ONCE(migrate_quit)) {
-		write_by_ioctl(rv, rv->nr_vcpus - 1,
-			       rand_r(&seed) % (rv->pages - 500),
-			       rand_r(&seed) % 500);
+		ring_vm_write_by_ioctl(rv, rv->nr_vcpus - 1,
+				       rand_r(&seed) % (rv->pages - 500),
+				       rand_r(&seed) % 500);
 		usleep(rand_r(&seed) % 2000);
 	}
 	return NULL;

@@ -60,6 +60,10 @@ void ring_vm_set_task(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
 enum ring_vm_exit ring_vm_run(struct ring_vm *rv, uint32_t vcpu);
 void ring_vm_write(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
 		   uint64_t count);
+#ifdef __x86_64__
+void ring_vm_write_by_ioctl(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
+			    uint64_t count);
+#endif
 
 uint32_t ring_vm_harvest(struct ring_vm *rv, uint32_t vcpu, uint32_t max);
 uint32_t ring_vm_collect(struct ring_vm *rv);

@@ -11,6 +11,10 @@
 #include "processor.h"
 #include "dirty_ring_vm.h"
 
+#ifdef __x86_64__
+#include <asm/kvm_para.h>
+#endif
+
 /* Shared with the guest. */
 static struct ring_vm_task tasks[RING_VM_MAX_VCPUS];
 static uint64_t page_size;
@@ -156,6 +160,40 @@ void ring_vm_write(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
 	TEST_ASSERT(ring_vm_run(rv, vcpu) == RING_VM_DONE,
 		    "The ring is full too early");
 }
+
+#ifdef __x86_64__
+
+#define MSRS_PER_IOCTL	100
+
+/*
+ * Have KVM write to pages, in ioctls on a vCPU, one at a time and in order:
+ * KVM writes the wall clock when its address is set. The version in it makes
+ * each write another one.
+ */
+void ring_vm_write_by_ioctl(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
+			    uint64_t count)
+{
+	struct {
+		struct kvm_msrs header;
+		struct kvm_msr_entry entries[MSRS_PER_IOCTL];
+	} msrs;
+	uint64_t i;
+	int n;
+
+	for (i = 0; i < count; i += n) {
+		memset(&msrs, 0, sizeof(msrs));
+		for (n = 0; n < MSRS_PER_IOCTL && i + n < count; n++) {
+			msrs.entries[n].index = MSR_KVM_WALL_CLOCK_NEW;
+			msrs.entries[n].data = RING_VM_GPA +
+					       (first + i + n) * getpagesize();
+		}
+		msrs.header.nmsrs = n;
+		TEST_ASSERT(_vcpu_ioctl(rv->vm, vcpu, KVM_SET_MSRS,
+					&msrs) == n, "KVM_SET_MSRS failed");
+	}
+}
+
+#endif /* __x86_64__ */
 
 static void ring_vm_mark(uint32_t slot, uint64_t offset, void *data)
 {

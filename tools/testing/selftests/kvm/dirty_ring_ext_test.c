@@ -1,0 +1,445 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Test what KVM's dirty ring does beyond the interface it has elsewhere
+ *
+ * Shows, one case each, that
+ *  - KVM_CAP_DIRTY_RING_EXT tells what there is,
+ *  - after KVM_SYNC_DIRTY_RINGS one harvest sees all that was written before,
+ *    while vCPUs run, and no vCPU returns to userspace for it,
+ *  - a sync does not wait for vCPUs that do not run,
+ *  - a sync says so if what was kept aside does not fit into the rings,
+ *  - a page that KVM writes again and again is in a ring once, but again as
+ *    soon as that entry was harvested,
+ *  - the statistics in debugfs count what happened.
+ */
+
+#define _GNU_SOURCE /* for program_invocation_name */
+
+#include <dirent.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <time.h>
+
+#include "test_util.h"
+#include "kvm_util.h"
+#include "dirty_ring_vm.h"
+#include "processor.h"
+#include "test_cases.h"
+
+#define EXPECT(a, b)							\
+do {									\
+	long long __a = (a), __b = (b);					\
+									\
+	TEST_ASSERT(__a == __b, "%s is %lld, not %lld", #a, __a, __b);	\
+} while (0)
+
+static int vm_sync(struct kvm_vm *vm)
+{
+	return ioctl(vm_get_fd(vm), KVM_SYNC_DIRTY_RINGS, 0) ? -errno : 0;
+}
+
+static void need_sync(void)
+{
+	struct kvm_vm *vm = vm_create(VM_MODE_DEFAULT, 0, O_RDWR);
+	int ext = ioctl(vm_get_fd(vm), KVM_CHECK_EXTENSION,
+			KVM_CAP_DIRTY_RING_EXT);
+
+	kvm_vm_free(vm);
+	if (ext <= 0 || !(ext & KVM_DIRTY_RING_EXT_SYNC))
+		test_case_skip("KVM has no KVM_SYNC_DIRTY_RINGS");
+}
+
+static void numbers(void)
+{
+	struct kvm_vm *vm = vm_create(VM_MODE_DEFAULT, 0, O_RDWR);
+	int ext;
+
+	EXPECT(KVM_CAP_DIRTY_RING_EXT, 0x44520001);
+	EXPECT(KVM_DIRTY_RING_EXT_SYNC, 1 << 1);
+	EXPECT(KVM_SYNC_DIRTY_RINGS, _IO(0xae, 0xf7));
+
+	/* Nothing but what is known here. */
+	ext = ioctl(vm_get_fd(vm), KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_RING_EXT);
+	EXPECT(ext & ~KVM_DIRTY_RING_EXT_SYNC, 0);
+	kvm_vm_free(vm);
+}
+
+static void sync_without_ring(void)
+{
+	struct kvm_vm *vm = vm_create(VM_MODE_DEFAULT, 0, O_RDWR);
+
+	need_sync();
+	EXPECT(vm_sync(vm), -EINVAL);
+	kvm_vm_free(vm);
+}
+
+/*
+ * A thread that runs a vCPU until it is told to stop, and counts the times it
+ * came back.
+ */
+struct runner {
+	struct ring_vm *rv;
+	uint32_t vcpu;
+	bool quit;
+	uint32_t exits;
+	pthread_t thread;
+};
+
+static void nothing(int sig)
+{
+}
+
+static void *runner_fn(void *data)
+{
+	struct runner *r = data;
+	struct kvm_run *run = vcpu_state(r->rv->vm, r->vcpu);
+	int ret;
+
+	while (!READ_ONCE(r->quit)) {
+		/* Unlike _vcpu_run() this ends when a signal comes. */
+		ret = _vcpu_ioctl(r->rv->vm, r->vcpu, KVM_RUN, NULL);
+		TEST_ASSERT(!ret || errno == EINTR, "KVM_RUN failed: %s",
+			    strerror(errno));
+		TEST_ASSERT(ret || run->exit_reason != KVM_EXIT_SHUTDOWN,
+			    "The guest died");
+		WRITE_ONCE(r->exits, r->exits + 1);
+	}
+	return NULL;
+}
+
+static void runner_start(struct runner *r, struct ring_vm *rv, uint32_t vcpu)
+{
+	struct sigaction sa = { .sa_handler = nothing };
+
+	sigaction(SIGUSR1, &sa, NULL);
+	r->rv = rv;
+	r->vcpu = vcpu;
+	r->quit = false;
+	r->exits = 0;
+	EXPECT(pthread_create(&r->thread, NULL, runner_fn, r), 0);
+}
+
+static void runner_stop(struct runner *r)
+{
+	struct ring_vm_task *task = ring_vm_task(r->rv, r->vcpu);
+	struct timespec wait = { .tv_nsec = 1000000 };
+
+	WRITE_ONCE(task->spin, 0);
+	WRITE_ONCE(r->quit, true);
+	while (pthread_tryjoin_np(r->thread, NULL)) {
+		pthread_kill(r->thread, SIGUSR1);
+		nanosleep(&wait, NULL);
+	}
+}
+
+/*
+ * The guest writes page after page. What it had written before the sync is
+ * known from its count of stores; the last one counted may not be done.
+ */
+#define SYNC_PAGES	400
+#define SYNC_ROUNDS	60
+
+static void sync_running(void)
+{
+	struct ring_vm *rv;
+	struct ring_vm_task *task;
+	struct runner runner;
+	uint64_t before, written, i, halfway = 0;
+	uint32_t exits;
+	int round;
+
+	need_sync();
+	rv = ring_vm_create(4096, 1, SYNC_PAGES, KVM_MEM_LOG_DIRTY_PAGES, NULL);
+
+	/* Every page is mapped, so that only writes are left to log. */
+	ring_vm_write(rv, 0, 0, SYNC_PAGES);
+	ring_vm_collect_all(rv);
+	ring_vm_forget(rv);
+
+	task = ring_vm_task(rv, 0);
+	for (round = 0; round < SYNC_ROUNDS; round++) {
+		before = READ_ONCE(task->stores);
+		/* Once, and then again and again: it stays in the guest. */
+		ring_vm_set_task(rv, 0, 0, SYNC_PAGES, 1);
+		WRITE_ONCE(task->spin, 1);
+		runner_start(&runner, rv, 0);
+		do {
+			written = READ_ONCE(task->stores) - before;
+		} while (written < SYNC_PAGES * round / SYNC_ROUNDS + 2);
+		exits = READ_ONCE(runner.exits);
+
+		/* The stores before this read were done before this read. */
+		written = READ_ONCE(task->stores) - before - 1;
+		EXPECT(vm_sync(rv->vm), 0);
+		EXPECT(READ_ONCE(runner.exits), exits);
+		ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL);
+
+		halfway += written < SYNC_PAGES;
+		for (i = 0; i < written && i < SYNC_PAGES; i++)
+			TEST_ASSERT(rv->seen[i],
+				    "Round %d: page %lu of %lu is not in the ring",
+				    round, i, written);
+
+		runner_stop(&runner);
+		/* Whatever was interrupted: begin at the start again. */
+		EXPECT(ring_vm_run(rv, 0), RING_VM_DONE);
+		vm_reset_dirty_rings(rv->vm);
+		ring_vm_collect_all(rv);
+		ring_vm_forget(rv);
+	}
+	printf("# %lu of %d syncs were in the middle of it\n", halfway,
+	       SYNC_ROUNDS);
+	ring_vm_free(rv);
+}
+
+static void sync_not_running(void)
+{
+	struct kvm_mp_state halted = { .mp_state = KVM_MP_STATE_HALTED };
+	struct ring_vm *rv;
+	struct runner runner;
+	struct timespec start;
+	int i;
+
+	need_sync();
+	/* One vCPU in userspace, one that never ran, one that is blocked. */
+	rv = ring_vm_create(ring_vm_min_entries(), 3, 64,
+			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	ring_vm_write(rv, 0, 0, 64);
+	vcpu_set_mp_state(rv->vm, 2, &halted);
+	runner_start(&runner, rv, 2);
+
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	for (i = 0; i < 1000; i++)
+		EXPECT(vm_sync(rv->vm), 0);
+	/* The time limit of the case ends it if it hangs. */
+	printf("# 1000 syncs in %ld ms\n",
+	       timespec_to_ns(timespec_diff_now(start)) / 1000000);
+	EXPECT(runner.exits, 0);
+	EXPECT(ring_vm_collect(rv), 64);
+	ring_vm_expect(rv, 0, 64);
+
+	runner_stop(&runner);
+	ring_vm_free(rv);
+}
+
+static struct ring_vm *parallel_rv;
+static bool parallel_quit;
+
+static void *parallel_sync(void *unused)
+{
+	int ret;
+
+	while (!READ_ONCE(parallel_quit)) {
+		ret = vm_sync(parallel_rv->vm);
+		TEST_ASSERT(!ret || ret == -ENOSPC, "Sync failed: %d", ret);
+	}
+	return NULL;
+}
+
+static void sync_in_parallel(void)
+{
+	struct runner runners[2];
+	struct timespec start;
+	pthread_t threads[2];
+	struct ring_vm *rv;
+	uint32_t total = 0;
+	int i;
+
+	need_sync();
+	rv = ring_vm_create(ring_vm_min_entries(), 2, 512,
+			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	parallel_rv = rv;
+	for (i = 0; i < 2; i++) {
+		ring_vm_set_task(rv, i, 0, 512, 1);
+		WRITE_ONCE(ring_vm_task(rv, i)->spin, 1);
+		runner_start(&runners[i], rv, i);
+		EXPECT(pthread_create(&threads[i], NULL, parallel_sync, NULL),
+		       0);
+	}
+
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	while (timespec_diff_now(start).tv_sec < 3)
+		total += ring_vm_collect(rv);
+
+	WRITE_ONCE(parallel_quit, true);
+	for (i = 0; i < 2; i++) {
+		EXPECT(pthread_join(threads[i], NULL), 0);
+		runner_stop(&runners[i]);
+	}
+	TEST_ASSERT(total > 1000, "Only %u entries meanwhile", total);
+	ring_vm_free(rv);
+}
+
+#ifdef __x86_64__
+
+static void sync_no_room(void)
+{
+	struct ring_vm *rv;
+	uint32_t n;
+	uint64_t i;
+
+	need_sync();
+	rv = ring_vm_create(ring_vm_min_entries(), 1, 4096,
+			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+
+	/* It fits into the ring, reserve included. */
+	ring_vm_write_by_ioctl(rv, 0, 0, rv->entries);
+	EXPECT(vm_sync(rv->vm), 0);
+	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), rv->entries);
+	ring_vm_forget(rv);
+	EXPECT(vm_reset_dirty_rings(rv->vm), rv->entries);
+
+	/* Half as much again does not; the rest is reported later. */
+	n = rv->entries * 3 / 2;
+	ring_vm_write_by_ioctl(rv, 0, 0, n);
+	EXPECT(vm_sync(rv->vm), -ENOSPC);
+	EXPECT(ring_vm_collect(rv), rv->entries);
+	EXPECT(vm_sync(rv->vm), 0);
+	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL),
+	       n - rv->entries);
+	for (i = 0; i < n; i++)
+		EXPECT(rv->seen[i], 1);
+
+	ring_vm_free(rv);
+}
+
+/* Pages that KVM writes again before they were harvested. */
+static void duplicates(void)
+{
+	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 1, 64,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	int i;
+
+	/* In the ring once, also if the vCPU writes elsewhere in between. */
+	for (i = 0; i < 10; i++)
+		ring_vm_write_by_ioctl(rv, 0, 7, 1);
+	ring_vm_write(rv, 0, 16, 3);
+	ring_vm_write_by_ioctl(rv, 0, 7, 1);
+	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), 4);
+	EXPECT(rv->seen[7], 1);
+
+	/* It is harvested, and not reset: written again, reported again. */
+	ring_vm_write_by_ioctl(rv, 0, 7, 1);
+	ring_vm_write_by_ioctl(rv, 0, 7, 1);
+	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), 1);
+	EXPECT(rv->seen[7], 2);
+	EXPECT(vm_reset_dirty_rings(rv->vm), 5);
+
+	/* It is reset: the same. */
+	ring_vm_write_by_ioctl(rv, 0, 7, 1);
+	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), 1);
+	EXPECT(rv->seen[7], 3);
+	EXPECT(vm_reset_dirty_rings(rv->vm), 1);
+
+	/* Pages that a short memory confuses are all reported. */
+	ring_vm_forget(rv);
+	for (i = 0; i < 3; i++)
+		ring_vm_write_by_ioctl(rv, 0, 0, 64);
+	ring_vm_collect_all(rv);
+	for (i = 0; i < 64; i++)
+		TEST_ASSERT(rv->seen[i], "Page %d is lost", i);
+
+	/* With every position in the ring. */
+	for (i = 0; i < 2 * rv->entries; i++) {
+		ring_vm_forget(rv);
+		ring_vm_write_by_ioctl(rv, 0, i % 64, 1);
+		ring_vm_write_by_ioctl(rv, 0, i % 64, 1);
+		EXPECT(ring_vm_collect(rv), 1);
+		EXPECT(rv->seen[i % 64], 1);
+	}
+	ring_vm_free(rv);
+}
+
+/* A number in the VM's directory of debugfs. */
+static long long stat_of(struct ring_vm *rv, const char *name)
+{
+	char path[512], prefix[32];
+	long long value = -1;
+	struct dirent *d;
+	FILE *file;
+	DIR *dir;
+
+	dir = opendir("/sys/kernel/debug/kvm");
+	if (!dir)
+		test_case_skip("no debugfs at /sys/kernel/debug");
+
+	snprintf(prefix, sizeof(prefix), "%d-%d", getpid(), vm_get_fd(rv->vm));
+	while ((d = readdir(dir))) {
+		if (strcmp(d->d_name, prefix))
+			continue;
+		snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%s/%s",
+			 prefix, name);
+		file = fopen(path, "r");
+		TEST_ASSERT(file && fscanf(file, "%lld", &value) == 1,
+			    "Cannot read %s", path);
+		fclose(file);
+	}
+	closedir(dir);
+	TEST_ASSERT(value >= 0, "No statistics of VM %s", prefix);
+	return value;
+}
+
+static void statistics(void)
+{
+	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 2, 4096,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	uint32_t n, others;
+
+	/* Filled by the guest, up to the limit; then it has to stop. */
+	ring_vm_set_task(rv, 0, 0, rv->limit, 1);
+	EXPECT(ring_vm_run(rv, 0), RING_VM_FULL);
+	EXPECT(stat_of(rv, "dirty_ring_pushed"), rv->limit);
+	EXPECT(stat_of(rv, "vcpu0/dirty_ring_pushed"), rv->limit);
+	EXPECT(stat_of(rv, "vcpu1/dirty_ring_pushed"), 0);
+	EXPECT(stat_of(rv, "dirty_ring_full_exits"), 1);
+	EXPECT(stat_of(rv, "vcpu0/dirty_ring_full_exits"), 1);
+
+	/* Its ioctls fill the reserve, the other vCPU's ring, and then more. */
+	others = rv->limit + 10;
+	ring_vm_write_by_ioctl(rv, 0, 2000, rv->entries - rv->limit + others);
+	EXPECT(stat_of(rv, "vcpu0/dirty_ring_pushed"), rv->entries);
+	EXPECT(stat_of(rv, "dirty_ring_pushed_other"), rv->limit);
+	EXPECT(stat_of(rv, "dirty_ring_aside"), 10);
+	TEST_ASSERT(stat_of(rv, "vcpu0/dirty_ring_skipped") > 0, "None skipped");
+	TEST_ASSERT(stat_of(rv, "dirty_ring_skipped_other") > 0, "None skipped");
+
+	/* What was aside gets pushed by another than the vCPU. */
+	n = ring_vm_collect(rv);
+	EXPECT(n, rv->entries + rv->limit);
+	EXPECT(stat_of(rv, "dirty_ring_reset"), n);
+	EXPECT(stat_of(rv, "vcpu0/dirty_ring_reset"), rv->entries);
+	EXPECT(stat_of(rv, "vcpu1/dirty_ring_reset"), rv->limit);
+	EXPECT(stat_of(rv, "dirty_ring_pushed_other"), rv->limit + 10);
+
+	EXPECT(stat_of(rv, "dirty_ring_syncs"), 0);
+	EXPECT(vm_sync(rv->vm), 0);
+	EXPECT(stat_of(rv, "dirty_ring_syncs"), 1);
+	ring_vm_free(rv);
+}
+
+#endif /* __x86_64__ */
+
+static const struct test_case cases[] = {
+	{ "numbers", numbers },
+	{ "sync-without-ring: EINVAL", sync_without_ring },
+	{ "sync-running: one harvest sees all that was written", sync_running },
+	{ "sync-not-running: waits for no vCPU that does not run",
+	  sync_not_running },
+	{ "sync-in-parallel: with vCPUs, resets and other syncs",
+	  sync_in_parallel },
+#ifdef __x86_64__
+	{ "sync-no-room: ENOSPC, nothing lost", sync_no_room },
+	{ "duplicates: in the ring once, until harvested", duplicates },
+	{ "statistics: in debugfs", statistics },
+#endif
+};
+
+int main(int argc, char **argv)
+{
+	/* Exits with the skip code if there is no KVM. */
+	if (!dirty_ring_max_size())
+		ksft_exit_skip("KVM has no dirty ring\n");
+
+	test_cases_main(argc, argv, cases, ARRAY_SIZE(cases));
+}
