@@ -17,7 +17,6 @@
 
 #include <dirent.h>
 #include <pthread.h>
-#include <signal.h>
 #include <sys/ioctl.h>
 #include <time.h>
 
@@ -26,13 +25,6 @@
 #include "dirty_ring_vm.h"
 #include "processor.h"
 #include "test_cases.h"
-
-#define EXPECT(a, b)							\
-do {									\
-	long long __a = (a), __b = (b);					\
-									\
-	TEST_ASSERT(__a == __b, "%s is %lld, not %lld", #a, __a, __b);	\
-} while (0)
 
 static int vm_sync(struct kvm_vm *vm)
 {
@@ -75,65 +67,6 @@ static void sync_without_ring(void)
 }
 
 /*
- * A thread that runs a vCPU until it is told to stop, and counts the times it
- * came back.
- */
-struct runner {
-	struct ring_vm *rv;
-	uint32_t vcpu;
-	bool quit;
-	uint32_t exits;
-	pthread_t thread;
-};
-
-static void nothing(int sig)
-{
-}
-
-static void *runner_fn(void *data)
-{
-	struct runner *r = data;
-	struct kvm_run *run = vcpu_state(r->rv->vm, r->vcpu);
-	int ret;
-
-	while (!READ_ONCE(r->quit)) {
-		/* Unlike _vcpu_run() this ends when a signal comes. */
-		ret = _vcpu_ioctl(r->rv->vm, r->vcpu, KVM_RUN, NULL);
-		TEST_ASSERT(!ret || errno == EINTR, "KVM_RUN failed: %s",
-			    strerror(errno));
-		TEST_ASSERT(ret || run->exit_reason != KVM_EXIT_SHUTDOWN,
-			    "The guest died");
-		WRITE_ONCE(r->exits, r->exits + 1);
-	}
-	return NULL;
-}
-
-static void runner_start(struct runner *r, struct ring_vm *rv, uint32_t vcpu)
-{
-	struct sigaction sa = { .sa_handler = nothing };
-
-	sigaction(SIGUSR1, &sa, NULL);
-	r->rv = rv;
-	r->vcpu = vcpu;
-	r->quit = false;
-	r->exits = 0;
-	EXPECT(pthread_create(&r->thread, NULL, runner_fn, r), 0);
-}
-
-static void runner_stop(struct runner *r)
-{
-	struct ring_vm_task *task = ring_vm_task(r->rv, r->vcpu);
-	struct timespec wait = { .tv_nsec = 1000000 };
-
-	WRITE_ONCE(task->spin, 0);
-	WRITE_ONCE(r->quit, true);
-	while (pthread_tryjoin_np(r->thread, NULL)) {
-		pthread_kill(r->thread, SIGUSR1);
-		nanosleep(&wait, NULL);
-	}
-}
-
-/*
  * The guest writes page after page. What it had written before the sync is
  * known from its count of stores; the last one counted may not be done.
  */
@@ -144,7 +77,7 @@ static void sync_running(void)
 {
 	struct ring_vm *rv;
 	struct ring_vm_task *task;
-	struct runner runner;
+	struct ring_vm_runner runner;
 	uint64_t before, written, i, halfway = 0;
 	uint32_t exits;
 	int round;
@@ -163,7 +96,7 @@ static void sync_running(void)
 		/* Once, and then again and again: it stays in the guest. */
 		ring_vm_set_task(rv, 0, 0, SYNC_PAGES, 1);
 		WRITE_ONCE(task->spin, 1);
-		runner_start(&runner, rv, 0);
+		ring_vm_runner_start(&runner, rv, 0);
 		do {
 			written = READ_ONCE(task->stores) - before;
 		} while (written < SYNC_PAGES * round / SYNC_ROUNDS + 2);
@@ -181,7 +114,7 @@ static void sync_running(void)
 				    "Round %d: page %lu of %lu is not in the ring",
 				    round, i, written);
 
-		runner_stop(&runner);
+		ring_vm_runner_stop(&runner);
 		/* Whatever was interrupted: begin at the start again. */
 		EXPECT(ring_vm_run(rv, 0), RING_VM_DONE);
 		vm_reset_dirty_rings(rv->vm);
@@ -197,7 +130,7 @@ static void sync_not_running(void)
 {
 	struct kvm_mp_state halted = { .mp_state = KVM_MP_STATE_HALTED };
 	struct ring_vm *rv;
-	struct runner runner;
+	struct ring_vm_runner runner;
 	struct timespec start;
 	int i;
 
@@ -207,7 +140,7 @@ static void sync_not_running(void)
 			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
 	ring_vm_write(rv, 0, 0, 64);
 	vcpu_set_mp_state(rv->vm, 2, &halted);
-	runner_start(&runner, rv, 2);
+	ring_vm_runner_start(&runner, rv, 2);
 
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	for (i = 0; i < 1000; i++)
@@ -219,7 +152,7 @@ static void sync_not_running(void)
 	EXPECT(ring_vm_collect(rv), 64);
 	ring_vm_expect(rv, 0, 64);
 
-	runner_stop(&runner);
+	ring_vm_runner_stop(&runner);
 	ring_vm_free(rv);
 }
 
@@ -239,7 +172,7 @@ static void *parallel_sync(void *unused)
 
 static void sync_in_parallel(void)
 {
-	struct runner runners[2];
+	struct ring_vm_runner runners[2];
 	struct timespec start;
 	pthread_t threads[2];
 	struct ring_vm *rv;
@@ -253,7 +186,7 @@ static void sync_in_parallel(void)
 	for (i = 0; i < 2; i++) {
 		ring_vm_set_task(rv, i, 0, 512, 1);
 		WRITE_ONCE(ring_vm_task(rv, i)->spin, 1);
-		runner_start(&runners[i], rv, i);
+		ring_vm_runner_start(&runners[i], rv, i);
 		EXPECT(pthread_create(&threads[i], NULL, parallel_sync, NULL),
 		       0);
 	}
@@ -265,7 +198,7 @@ static void sync_in_parallel(void)
 	WRITE_ONCE(parallel_quit, true);
 	for (i = 0; i < 2; i++) {
 		EXPECT(pthread_join(threads[i], NULL), 0);
-		runner_stop(&runners[i]);
+		ring_vm_runner_stop(&runners[i]);
 	}
 	TEST_ASSERT(total > 1000, "Only %u entries meanwhile", total);
 	ring_vm_free(rv);

@@ -54,15 +54,6 @@
 #define VCPU_MMAP_PAGES		2
 #endif
 
-#define EXPECT(expr, want) do {						\
-	long __want = (want), __ret;					\
-									\
-	errno = 0;							\
-	__ret = (expr);							\
-	TEST_ASSERT(__ret == __want, "%s: got %ld (%s), want %ld",	\
-		    #expr, __ret, strerror(errno), __want);		\
-} while (0)
-
 #define EXPECT_ERROR(expr, want) do {					\
 	long __want = (want), __ret;					\
 									\

@@ -6,6 +6,8 @@
 #ifndef SELFTEST_KVM_DIRTY_RING_VM_H
 #define SELFTEST_KVM_DIRTY_RING_VM_H
 
+#include <pthread.h>
+
 #include "dirty_ring.h"
 
 #define RING_VM_MAX_VCPUS	8
@@ -46,12 +48,25 @@ enum ring_vm_exit {
 	RING_VM_FULL,
 };
 
+/*
+ * A thread that runs a vCPU until it is told to stop, and counts the times the
+ * vCPU came back to userspace.
+ */
+struct ring_vm_runner {
+	struct ring_vm *rv;
+	uint32_t vcpu;
+	bool quit;
+	uint32_t exits;
+	pthread_t thread;
+};
+
 /* The smallest ring that KVM accepts, in entries. */
 uint32_t ring_vm_min_entries(void);
 
 struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 			       uint64_t pages, uint32_t flags,
 			       void (*before_ring)(struct kvm_vm *vm));
+void ring_vm_add_vcpu(struct ring_vm *rv);
 void ring_vm_free(struct ring_vm *rv);
 
 struct ring_vm_task *ring_vm_task(struct ring_vm *rv, uint32_t vcpu);
@@ -60,6 +75,10 @@ void ring_vm_set_task(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
 enum ring_vm_exit ring_vm_run(struct ring_vm *rv, uint32_t vcpu);
 void ring_vm_write(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
 		   uint64_t count);
+void ring_vm_runner_start(struct ring_vm_runner *runner, struct ring_vm *rv,
+			  uint32_t vcpu);
+void ring_vm_runner_stop(struct ring_vm_runner *runner);
+
 #ifdef __x86_64__
 void ring_vm_write_by_ioctl(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
 			    uint64_t count);

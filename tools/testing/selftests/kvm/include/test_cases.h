@@ -6,7 +6,20 @@
 #ifndef SELFTEST_KVM_TEST_CASES_H
 #define SELFTEST_KVM_TEST_CASES_H
 
+#include <errno.h>
 #include <linux/compiler.h>
+
+#include "test_util.h"
+
+/* Fails the case, with both values, unless they are equal. */
+#define EXPECT(expr, want) do {						\
+	long __want = (want), __ret;					\
+									\
+	errno = 0;							\
+	__ret = (expr);							\
+	TEST_ASSERT(__ret == __want, "%s: got %ld (%s), want %ld",	\
+		    #expr, __ret, strerror(errno), __want);		\
+} while (0)
 
 struct test_case {
 	/* What the case shows; the first word, up to a colon, is its name. */

@@ -4,7 +4,9 @@
  * to, and to nothing else in the one memslot that is tracked.
  */
 
-#define _GNU_SOURCE /* for program_invocation_name */
+#define _GNU_SOURCE /* for program_invocation_name, pthread_tryjoin_np */
+
+#include <signal.h>
 
 #include "test_util.h"
 #include "kvm_util.h"
@@ -48,6 +50,20 @@ uint32_t ring_vm_min_entries(void)
 	return entries;
 }
 
+/* Add a vCPU, with the next id. */
+void ring_vm_add_vcpu(struct ring_vm *rv)
+{
+	uint32_t id = rv->nr_vcpus;
+
+	TEST_ASSERT(id < RING_VM_MAX_VCPUS, "Too many vCPUs");
+	vm_vcpu_add_default(rv->vm, id, guest_code);
+#ifdef __x86_64__
+	vcpu_set_cpuid(rv->vm, id, kvm_get_supported_cpuid());
+#endif
+	vcpu_args_set(rv->vm, id, 1, (uint64_t)id);
+	rv->nr_vcpus++;
+}
+
 /*
  * Create a VM with a tracked memslot
  *
@@ -67,7 +83,7 @@ struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 	struct kvm_vm *vm;
 	uint32_t i;
 
-	TEST_ASSERT(rv && nr_vcpus <= RING_VM_MAX_VCPUS, "Bad arguments");
+	TEST_ASSERT(rv, "Insufficient Memory");
 	guest_pages = vm_num_guest_pages(VM_MODE_DEFAULT, pages);
 
 	/* Page tables for the slot, and for slots that a test adds. */
@@ -88,20 +104,14 @@ struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 				    RING_VM_SLOT, guest_pages, flags);
 	virt_map(vm, RING_VM_GVA, RING_VM_GPA, guest_pages, 0);
 
-	for (i = 0; i < nr_vcpus; i++) {
-		vm_vcpu_add_default(vm, i, guest_code);
-#ifdef __x86_64__
-		vcpu_set_cpuid(vm, i, kvm_get_supported_cpuid());
-#endif
-		vcpu_args_set(vm, i, 1, (uint64_t)i);
-	}
+	rv->vm = vm;
+	for (i = 0; i < nr_vcpus; i++)
+		ring_vm_add_vcpu(rv);
 	ucall_init(vm, NULL);
 
 	page_size = getpagesize();
 	sync_global_to_guest(vm, page_size);
 
-	rv->vm = vm;
-	rv->nr_vcpus = nr_vcpus;
 	rv->entries = entries;
 	rv->limit = entries - dirty_ring_reserved_entries();
 	rv->pages = pages;
@@ -159,6 +169,54 @@ void ring_vm_write(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
 	ring_vm_set_task(rv, vcpu, first, count, 1);
 	TEST_ASSERT(ring_vm_run(rv, vcpu) == RING_VM_DONE,
 		    "The ring is full too early");
+}
+
+static void runner_kick(int sig)
+{
+}
+
+static void *runner_fn(void *data)
+{
+	struct ring_vm_runner *runner = data;
+	struct kvm_run *run = vcpu_state(runner->rv->vm, runner->vcpu);
+	int ret;
+
+	while (!READ_ONCE(runner->quit)) {
+		/* Unlike _vcpu_run() this ends when a signal comes. */
+		ret = _vcpu_ioctl(runner->rv->vm, runner->vcpu, KVM_RUN, NULL);
+		TEST_ASSERT(!ret || errno == EINTR, "KVM_RUN failed: %s",
+			    strerror(errno));
+		TEST_ASSERT(ret || run->exit_reason != KVM_EXIT_SHUTDOWN,
+			    "The guest died");
+		WRITE_ONCE(runner->exits, runner->exits + 1);
+	}
+	return NULL;
+}
+
+/* Have a thread run a vCPU, whatever it comes back for. */
+void ring_vm_runner_start(struct ring_vm_runner *runner, struct ring_vm *rv,
+			  uint32_t vcpu)
+{
+	struct sigaction sa = { .sa_handler = runner_kick };
+
+	sigaction(SIGUSR1, &sa, NULL);
+	runner->rv = rv;
+	runner->vcpu = vcpu;
+	runner->quit = false;
+	runner->exits = 0;
+	TEST_ASSERT(!pthread_create(&runner->thread, NULL, runner_fn, runner),
+		    "pthread_create failed");
+}
+
+void ring_vm_runner_stop(struct ring_vm_runner *runner)
+{
+	WRITE_ONCE(ring_vm_task(runner->rv, runner->vcpu)->spin, 0);
+	WRITE_ONCE(runner->quit, true);
+	/* The first signal may come just before KVM_RUN. */
+	while (pthread_tryjoin_np(runner->thread, NULL)) {
+		pthread_kill(runner->thread, SIGUSR1);
+		usleep(1000);
+	}
 }
 
 #ifdef __x86_64__

@@ -1,0 +1,449 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Test that KVM's dirty rings come and go with what they belong to
+ *
+ * Shows, one case each, that
+ *  - vCPUs can be added while rings are harvested and reset,
+ *  - file descriptors can be closed, and rings unmapped, in any order, and
+ *    nothing is left behind,
+ *  - a process that was forked can read the rings, but not reset them,
+ *  - a VMM can die at any time,
+ *  - what a vCPU wrote to a memslot until it was deleted, or moved, is in a
+ *    ring when that returns,
+ *  - entries of a memslot that is no more do no harm to the one that has got
+ *    its id.
+ */
+
+#define _GNU_SOURCE /* for program_invocation_name */
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "test_util.h"
+#include "kvm_util.h"
+#include "dirty_ring_vm.h"
+#include "processor.h"
+#include "test_cases.h"
+
+/* Kernel memory of the kind that rings are made of, in KiB */
+static long vmalloc_used(void)
+{
+	FILE *file = fopen("/proc/meminfo", "r");
+	char line[128];
+	long kib = -1;
+
+	TEST_ASSERT(file, "No /proc/meminfo");
+	while (fgets(line, sizeof(line), file))
+		if (sscanf(line, "VmallocUsed: %ld kB", &kib) == 1)
+			break;
+	fclose(file);
+	TEST_ASSERT(kib >= 0, "No VmallocUsed in /proc/meminfo");
+	return kib;
+}
+
+/* The VMs of a process that KVM shows in debugfs; 0 also if there is none. */
+static int vms_of(pid_t pid)
+{
+	DIR *dir = opendir("/sys/kernel/debug/kvm");
+	struct dirent *d;
+	char prefix[32];
+	int n = 0;
+
+	if (!dir)
+		return 0;
+	snprintf(prefix, sizeof(prefix), "%d-", pid);
+	while ((d = readdir(dir)))
+		n += !strncmp(d->d_name, prefix, strlen(prefix));
+	closedir(dir);
+	return n;
+}
+
+static void wait_for_no_vm(pid_t pid)
+{
+	struct timespec start;
+
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	while (vms_of(pid)) {
+		TEST_ASSERT(timespec_diff_now(start).tv_sec < 20,
+			    "A VM is left behind");
+		usleep(1000);
+	}
+}
+
+/*
+ * A thread that does nothing but reset
+ */
+
+static struct ring_vm *reset_rv;
+static bool reset_quit;
+static uint64_t reset_count;
+
+static void *reset_fn(void *unused)
+{
+	while (!READ_ONCE(reset_quit))
+		reset_count += vm_reset_dirty_rings(reset_rv->vm);
+	return NULL;
+}
+
+#define PLUG_PAGES	100
+
+static void hot_plug(void)
+{
+	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 1,
+					    PLUG_PAGES * RING_VM_MAX_VCPUS,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	uint64_t harvested = 0, i;
+	pthread_t thread;
+	uint32_t vcpu;
+
+	reset_rv = rv;
+	pthread_create(&thread, NULL, reset_fn, NULL);
+	for (vcpu = 0; vcpu < RING_VM_MAX_VCPUS; vcpu++) {
+		if (vcpu)
+			ring_vm_add_vcpu(rv);
+		/* The vCPUs that were there write again, and so does it. */
+		for (i = 0; i <= vcpu; i++)
+			ring_vm_write(rv, i, i * PLUG_PAGES, PLUG_PAGES);
+		for (i = 0; i <= vcpu; i++)
+			harvested += ring_vm_harvest(rv, i,
+						     DIRTY_RING_HARVEST_ALL);
+		while (READ_ONCE(reset_count) != harvested)
+			;
+		for (i = 0; i < rv->pages; i++)
+			TEST_ASSERT(!!rv->seen[i] == (i / PLUG_PAGES <= vcpu),
+				    "%u vCPUs: page %lu was reported %u times",
+				    vcpu + 1, i, rv->seen[i]);
+		ring_vm_forget(rv);
+	}
+	WRITE_ONCE(reset_quit, true);
+	pthread_join(thread, NULL);
+	EXPECT(reset_count, harvested);
+	ring_vm_free(rv);
+}
+
+/*
+ * What holds a ring: the VM's file descriptor, the vCPU's, and the mapping
+ */
+
+enum { HOLD_VM, HOLD_VCPU, HOLD_MAP, NR_HOLDS };
+
+static void let_go(const int *order)
+{
+	struct kvm_enable_cap cap = { .cap = dirty_ring_cap() };
+	size_t size = dirty_ring_max_size();
+	int kvm, vm, vcpu, i;
+	uint8_t *ring;
+
+	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	vm = ioctl(kvm, KVM_CREATE_VM, 0);
+	TEST_ASSERT(kvm >= 0 && vm >= 0, "No VM");
+	close(kvm);
+	cap.args[0] = size;
+	EXPECT(ioctl(vm, KVM_ENABLE_CAP, &cap), 0);
+	vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
+	TEST_ASSERT(vcpu >= 0, "No vCPU");
+	ring = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu,
+		    KVM_DIRTY_LOG_PAGE_OFFSET * getpagesize());
+	TEST_ASSERT(ring != MAP_FAILED, "mmap failed");
+	ring[0] = 1;
+
+	for (i = 0; i < NR_HOLDS; i++) {
+		switch (order[i]) {
+		case HOLD_VM:
+			EXPECT(close(vm), 0);
+			break;
+		case HOLD_VCPU:
+			EXPECT(close(vcpu), 0);
+			break;
+		case HOLD_MAP:
+			EXPECT(munmap(ring, size), 0);
+			ring = NULL;
+			break;
+		}
+		/* As long as it is mapped it is there, touched before or not. */
+		if (ring) {
+			EXPECT(ring[0], i + 1);
+			ring[0]++;
+			EXPECT(ring[(i + 1) * getpagesize()], 0);
+		}
+	}
+	wait_for_no_vm(getpid());
+}
+
+static void any_order(void)
+{
+	static const int orders[][NR_HOLDS] = {
+		{ HOLD_VM, HOLD_VCPU, HOLD_MAP },
+		{ HOLD_VM, HOLD_MAP, HOLD_VCPU },
+		{ HOLD_VCPU, HOLD_VM, HOLD_MAP },
+		{ HOLD_VCPU, HOLD_MAP, HOLD_VM },
+		{ HOLD_MAP, HOLD_VM, HOLD_VCPU },
+		{ HOLD_MAP, HOLD_VCPU, HOLD_VM },
+	};
+	long before;
+	int i;
+
+	let_go(orders[0]);
+	before = vmalloc_used();
+	for (i = 0; i < 16 * ARRAY_SIZE(orders); i++)
+		let_go(orders[i % ARRAY_SIZE(orders)]);
+	/* A ring has 1024 KiB: every sixth left behind would show. */
+	TEST_ASSERT(vmalloc_used() < before + 16 * 1024,
+		    "%ld KiB of kernel memory became %ld", before,
+		    vmalloc_used());
+}
+
+static void forked(void)
+{
+	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 1, 64,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	struct kvm_dirty_gfn *ring = vcpu_dirty_ring(rv->vm, 0);
+	int status;
+	pid_t pid;
+
+	ring_vm_write(rv, 0, 0, 20);
+	EXPECT(ring_vm_harvest(rv, 0, 10), 10);
+
+	pid = fork();
+	if (!pid) {
+		/* The VM belongs to the memory of its parent. */
+		if (ioctl(vm_get_fd(rv->vm), KVM_RESET_DIRTY_RINGS, 0) != -1 ||
+		    errno != EIO)
+			_exit(1);
+		if (ring[9].flags != KVM_DIRTY_GFN_F_RESET ||
+		    ring[10].flags != KVM_DIRTY_GFN_F_DIRTY ||
+		    ring[10].offset != 10)
+			_exit(2);
+		/* One ring for both: it can harvest for its parent. */
+		dirty_gfn_set_harvested(&ring[10]);
+		_exit(0);
+	}
+	EXPECT(waitpid(pid, &status, 0), pid);
+	TEST_ASSERT(WIFEXITED(status) && !WEXITSTATUS(status),
+		    "The child says %d", WEXITSTATUS(status));
+
+	EXPECT(vm_reset_dirty_rings(rv->vm), 11);
+	ring_vm_write(rv, 0, 0, 11);
+	EXPECT(ring[20].offset, 0);
+	EXPECT(ring[30].offset, 10);
+	ring_vm_free(rv);
+}
+
+/* A VMM at work, until it is killed */
+static void vmm(int ready)
+{
+	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 2, 1024,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	struct ring_vm_runner runners[2];
+	pthread_t thread;
+	int i;
+
+	reset_rv = rv;
+	pthread_create(&thread, NULL, reset_fn, NULL);
+	for (i = 0; i < 2; i++) {
+		ring_vm_set_task(rv, i, 0, 1024, 1);
+		ring_vm_task(rv, i)->spin = 1;
+		ring_vm_runner_start(&runners[i], rv, i);
+	}
+	while (write(ready, "", 1) == 1)
+		for (i = 0; i < 2; i++)
+			ring_vm_harvest(rv, i, DIRTY_RING_HARVEST_ALL);
+	_exit(1);
+}
+
+static void vmm_dies(void)
+{
+	int round, ready[2], status, flags;
+	long before = 0;
+	char c;
+	pid_t pid;
+
+	for (round = 0; round < 16; round++) {
+		EXPECT(pipe(ready), 0);
+		fflush(NULL);
+		pid = fork();
+		if (!pid)
+			vmm(ready[1]);
+		EXPECT(read(ready[0], &c, 1), 1);
+		/* Read on, so that it does not stop. */
+		flags = fcntl(ready[0], F_GETFL);
+		fcntl(ready[0], F_SETFL, flags | O_NONBLOCK);
+		for (status = 0; status < round; status++) {
+			usleep(1000);
+			while (read(ready[0], &c, 1) == 1)
+				;
+		}
+		kill(pid, SIGKILL);
+		EXPECT(waitpid(pid, &status, 0), pid);
+		TEST_ASSERT(WIFSIGNALED(status), "It died of itself");
+		close(ready[0]);
+		close(ready[1]);
+		wait_for_no_vm(pid);
+		if (!round)
+			before = vmalloc_used();
+	}
+	TEST_ASSERT(vmalloc_used() < before + 256,
+		    "%ld KiB of kernel memory became %ld", before,
+		    vmalloc_used());
+}
+
+/*
+ * Memslots that go while a vCPU writes to them
+ */
+
+#define SLOT_PAGES	400
+#define SLOT_ROUNDS	30
+
+static void set_slot(struct ring_vm *rv, uint64_t gpa, uint64_t pages)
+{
+	struct kvm_userspace_memory_region region = {
+		.slot = RING_VM_SLOT,
+		.flags = KVM_MEM_LOG_DIRTY_PAGES,
+		.guest_phys_addr = gpa,
+		.memory_size = pages * getpagesize(),
+		.userspace_addr = (uintptr_t)rv->mem,
+	};
+
+	vm_ioctl(rv->vm, KVM_SET_USER_MEMORY_REGION, &region);
+}
+
+static uint64_t *page_of(struct ring_vm *rv, uint64_t page)
+{
+	return (uint64_t *)(rv->mem + page * getpagesize());
+}
+
+/* Let the guest end its task, the store that could not be done included. */
+static void resume(struct ring_vm *rv)
+{
+	struct kvm_run *run = vcpu_state(rv->vm, 0);
+
+	do {
+		vcpu_run(rv->vm, 0);
+		vm_reset_dirty_rings(rv->vm);
+	} while (run->exit_reason == KVM_EXIT_MMIO);
+	TEST_ASSERT(get_ucall(rv->vm, 0, NULL) == UCALL_SYNC,
+		    "Unexpected exit: %s", exit_reason_str(run->exit_reason));
+}
+
+/* Let the slot go, by @change, while a vCPU writes to one page after another. */
+static void slot_goes(void (*change)(struct ring_vm *rv))
+{
+	struct ring_vm *rv = ring_vm_create(4096, 1, SLOT_PAGES,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	struct ring_vm_task *task = ring_vm_task(rv, 0);
+	struct ring_vm_runner runner;
+	uint64_t before, i, written, halfway = 0, old[SLOT_PAGES];
+	int round;
+
+	for (round = 0; round < SLOT_ROUNDS; round++) {
+		/* All pages are mapped, clean, and known. */
+		ring_vm_write(rv, 0, 0, SLOT_PAGES);
+		ring_vm_collect_all(rv);
+		ring_vm_forget(rv);
+		for (i = 0; i < SLOT_PAGES; i++)
+			old[i] = *page_of(rv, i);
+
+		before = READ_ONCE(task->stores);
+		ring_vm_set_task(rv, 0, 0, SLOT_PAGES, 1);
+		ring_vm_runner_start(&runner, rv, 0);
+		while (READ_ONCE(task->stores) - before <
+		       SLOT_PAGES * round / SLOT_ROUNDS)
+			;
+		change(rv);
+
+		/* Nobody can write to it now: what is changed is in the ring. */
+		written = 0;
+		ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL);
+		for (i = 0; i < SLOT_PAGES; i++) {
+			if (*page_of(rv, i) == old[i])
+				continue;
+			written++;
+			TEST_ASSERT(rv->seen[i],
+				    "Round %d: page %lu was written, and lost",
+				    round, i);
+		}
+		halfway += written && written < SLOT_PAGES;
+		ring_vm_runner_stop(&runner);
+
+		/* It comes back where it was; the guest goes on. */
+		vm_reset_dirty_rings(rv->vm);
+		set_slot(rv, RING_VM_GPA, SLOT_PAGES);
+		resume(rv);
+		ring_vm_collect_all(rv);
+		ring_vm_forget(rv);
+	}
+	printf("# %lu of %d times it went in the middle of it\n", halfway,
+	       SLOT_ROUNDS);
+	ring_vm_free(rv);
+}
+
+static void delete_slot(struct ring_vm *rv)
+{
+	set_slot(rv, 0, 0);
+}
+
+static void slot_deleted(void)
+{
+	slot_goes(delete_slot);
+}
+
+static void move_slot(struct ring_vm *rv)
+{
+	set_slot(rv, 2 * RING_VM_GPA, SLOT_PAGES);
+}
+
+static void slot_moved(void)
+{
+	slot_goes(move_slot);
+}
+
+static void slot_recreated(void)
+{
+	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 1, 128,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+
+	ring_vm_write(rv, 0, 0, 128);
+	set_slot(rv, 0, 0);
+	set_slot(rv, RING_VM_GPA, 64);
+
+	/* Half of the entries are beyond its end now; all are counted. */
+	EXPECT(ring_vm_collect(rv), 128);
+	ring_vm_expect(rv, 0, 128);
+
+	ring_vm_write(rv, 0, 0, 64);
+	EXPECT(ring_vm_collect(rv), 64);
+	ring_vm_expect(rv, 0, 64);
+	ring_vm_write(rv, 0, 0, 64);
+	EXPECT(ring_vm_collect(rv), 64);
+	ring_vm_expect(rv, 0, 64);
+
+	/* No memory is left to write to: the slot as it was, for the end. */
+	set_slot(rv, 0, 0);
+	set_slot(rv, RING_VM_GPA, 128);
+	ring_vm_free(rv);
+}
+
+static const struct test_case cases[] = {
+	{ "hot-plug: a vCPU comes while others are reset", hot_plug },
+	{ "any-order: file descriptors and the mapping go", any_order },
+	{ "forked: reads the ring, EIO for a reset", forked },
+	{ "vmm-dies: nothing is left behind", vmm_dies },
+	{ "slot-deleted: what was written is in the ring", slot_deleted },
+	{ "slot-moved: what was written is in the ring", slot_moved },
+	{ "slot-recreated: old entries do no harm", slot_recreated },
+};
+
+int main(int argc, char **argv)
+{
+	/* Exits with the skip code if there is no KVM. */
+	if (!dirty_ring_max_size())
+		ksft_exit_skip("KVM has no dirty ring\n");
+
+	test_cases_main(argc, argv, cases, ARRAY_SIZE(cases));
+}

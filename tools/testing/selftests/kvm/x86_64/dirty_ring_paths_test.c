@@ -1,0 +1,543 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Test that the dirty ring sees a page get dirty whichever way that happens
+ *
+ * One case a way: what KVM writes on its own (clocks, steal time, the pages of
+ * Hyper-V's and of the local APIC's paravirtual interfaces), instructions that
+ * KVM emulates, guests of the guest, and memory in huge pages when logging is
+ * switched on. Ordinary writes of the guest, SMM, and ioctls that write guest
+ * memory are in dirty_ring_test and dirty_ring_reliability_test.
+ *
+ * Each way is tried, harvested and reset more than once: the second time shows
+ * that the page was write-protected again.
+ */
+
+#define _GNU_SOURCE /* for program_invocation_name */
+
+#include <asm/kvm_para.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+#include "test_util.h"
+#include "kvm_util.h"
+#include "dirty_ring_vm.h"
+#include "processor.h"
+#include "svm_util.h"
+#include "test_cases.h"
+
+#define PAGES		64
+#define GPA		RING_VM_GPA
+#define GVA		RING_VM_GVA
+#define ROUNDS		3
+
+#define IN_PORT		0x1234
+#define MMIO_GPA	0x80000000UL
+#define MMIO_GVA	0xd0000000UL
+
+/* Where the guest of a guest finds the memslot: elsewhere. */
+#define L2_GPA		0xc0000000UL
+#define L2_GVA		0xe0000000UL
+
+/* Pages for the page tables of that guest. */
+#define FIRST_FREE_GPA	0x200000
+
+#define MSR_HV_GUEST_OS_ID	0x40000000
+#define MSR_HV_HYPERCALL	0x40000001
+#define MSR_HV_REFERENCE_TSC	0x40000021
+#define MSR_HV_VP_ASSIST_PAGE	0x40000073
+#define MSR_HV_SIEFP		0x40000082
+#define MSR_HV_SIMP		0x40000083
+
+#define APIC_SPIV		0xf0
+#define APIC_SPIV_APIC_ENABLED	0x100
+
+/* What the guest does next. */
+enum { DO_NOTHING, DO_STORE, DO_WRMSR, DO_INS, DO_MOVS };
+
+static struct {
+	uint64_t what;
+	uint64_t a;
+	uint64_t b;
+} todo;
+
+static void increment(uint64_t gva)
+{
+	uint64_t *p = (uint64_t *)gva;
+
+	WRITE_ONCE(*p, READ_ONCE(*p) + 1);
+}
+
+static void guest_code(void)
+{
+	uint64_t count, from;
+
+	while (true) {
+		switch (READ_ONCE(todo.what)) {
+		case DO_STORE:
+			increment(todo.a);
+			break;
+		case DO_WRMSR:
+			wrmsr(todo.a, todo.b);
+			break;
+		case DO_INS:
+			count = 1;
+			asm volatile("rep insb" : "+D"(todo.a), "+c"(count)
+				     : "d"(IN_PORT) : "memory");
+			break;
+		case DO_MOVS:
+			count = 1;
+			from = MMIO_GVA;
+			asm volatile("rep movsb"
+				     : "+D"(todo.a), "+S"(from), "+c"(count)
+				     : : "memory");
+			break;
+		}
+		GUEST_SYNC(0);
+	}
+}
+
+static struct kvm_vm *vm;
+static uint32_t seen[PAGES];
+
+static void create(void *code)
+{
+	vm = vm_create(VM_MODE_DEFAULT,
+		       vm_adjust_num_guest_pages(VM_MODE_DEFAULT,
+						 DEFAULT_GUEST_PHY_PAGES + 64),
+		       O_RDWR);
+	kvm_vm_elf_load(vm, program_invocation_name, 0, 0);
+	vm_create_irqchip(vm);
+	vm_enable_dirty_ring(vm, ring_vm_min_entries() *
+				 sizeof(struct kvm_dirty_gfn));
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, GPA, RING_VM_SLOT,
+				    PAGES, KVM_MEM_LOG_DIRTY_PAGES);
+	virt_map(vm, GVA, GPA, PAGES, 0);
+	virt_map(vm, MMIO_GVA, MMIO_GPA, 1, 0);
+	vm_vcpu_add_default(vm, 0, code);
+	vcpu_set_cpuid(vm, 0, kvm_get_supported_cpuid());
+}
+
+/* Run the vCPU until it is done; answer what it reads from devices. */
+static void run(void)
+{
+	struct kvm_run *run = vcpu_state(vm, 0);
+	static uint8_t answer;
+	struct ucall uc;
+
+	while (true) {
+		vcpu_run(vm, 0);
+		/* It reads what happens to be in KVM's buffer. */
+		if (run->exit_reason == KVM_EXIT_IO &&
+		    run->io.port == IN_PORT)
+			continue;
+		/* It tells of SynIC's pages; there is nothing to do. */
+		if (run->exit_reason == KVM_EXIT_HYPERV)
+			continue;
+		if (run->exit_reason == KVM_EXIT_MMIO) {
+			TEST_ASSERT(!run->mmio.is_write &&
+				    run->mmio.phys_addr == MMIO_GPA,
+				    "Unexpected MMIO at %#llx",
+				    run->mmio.phys_addr);
+			run->mmio.data[0] = ++answer;
+			continue;
+		}
+		switch (get_ucall(vm, 0, &uc)) {
+		case UCALL_SYNC:
+		case UCALL_DONE:
+			return;
+		case UCALL_ABORT:
+			TEST_FAIL("%s", (const char *)uc.args[0]);
+		default:
+			TEST_FAIL("Unexpected exit: %s",
+				  exit_reason_str(run->exit_reason));
+		}
+	}
+}
+
+static void run_todo(uint64_t what, uint64_t a, uint64_t b)
+{
+	todo.what = what;
+	todo.a = a;
+	todo.b = b;
+	sync_global_to_guest(vm, todo);
+	run();
+}
+
+static uint64_t page_gpa(uint64_t page)
+{
+	return GPA + page * getpagesize();
+}
+
+static uint64_t page_gva(uint64_t page)
+{
+	return GVA + page * getpagesize();
+}
+
+static void mark(uint32_t slot, uint64_t offset, void *data)
+{
+	TEST_ASSERT(slot == RING_VM_SLOT && offset < PAGES,
+		    "Slot %#x, page %#lx was reported", slot, offset);
+	seen[offset]++;
+}
+
+/*
+ * The page, and no other of the slot, is in the ring; but perhaps one that was
+ * written before the guest had its way.
+ */
+static void expect_page_or(int page, int before)
+{
+	uint32_t n;
+	int i;
+
+	memset(seen, 0, sizeof(seen));
+	n = vcpu_harvest_dirty_ring(vm, 0, DIRTY_RING_HARVEST_ALL, mark, NULL);
+	for (i = 0; i < PAGES; i++)
+		TEST_ASSERT(!!seen[i] == (i == page) || i == before,
+			    "Page %d was reported %u times, page %d was written",
+			    i, seen[i], page);
+	TEST_ASSERT(vm_reset_dirty_rings(vm) == n, "The reset is short");
+}
+
+static void expect_page(int page)
+{
+	expect_page_or(page, -1);
+}
+
+/* Pages that KVM writes, after an MSR has its address */
+
+static void by_msr(uint32_t msr, uint64_t bits)
+{
+	int i;
+
+	for (i = 0; i < ROUNDS; i++) {
+		run_todo(DO_WRMSR, msr, page_gpa(7 + i) | bits);
+		run_todo(DO_NOTHING, 0, 0);
+		/* On its way to the WRMSR KVM may update the last one. */
+		expect_page_or(7 + i, 6 + i);
+	}
+	kvm_vm_free(vm);
+}
+
+static void wall_clock(void)
+{
+	create(guest_code);
+	by_msr(MSR_KVM_WALL_CLOCK_NEW, 0);
+}
+
+static void system_time(void)
+{
+	create(guest_code);
+	by_msr(MSR_KVM_SYSTEM_TIME_NEW, 1);
+}
+
+static void steal_time(void)
+{
+	int i;
+
+	create(guest_code);
+	run_todo(DO_WRMSR, MSR_KVM_STEAL_TIME, page_gpa(5) | 1);
+	/* Written, and reported, each time the vCPU is loaded. */
+	for (i = 0; i < ROUNDS; i++) {
+		run_todo(DO_NOTHING, 0, 0);
+		expect_page(5);
+	}
+	kvm_vm_free(vm);
+}
+
+static void hv_by_msr(uint32_t msr)
+{
+	if (!kvm_check_cap(KVM_CAP_HYPERV))
+		test_case_skip("KVM does not emulate Hyper-V");
+
+	create(guest_code);
+	run_todo(DO_WRMSR, MSR_HV_GUEST_OS_ID, 1);
+	by_msr(msr, 1);
+}
+
+static void hv_hypercall(void)
+{
+	hv_by_msr(MSR_HV_HYPERCALL);
+}
+
+static void hv_tsc(void)
+{
+	hv_by_msr(MSR_HV_REFERENCE_TSC);
+}
+
+static void hv_vp_assist(void)
+{
+	hv_by_msr(MSR_HV_VP_ASSIST_PAGE);
+}
+
+static void hv_synic(void)
+{
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_HYPERV_SYNIC };
+
+	if (!kvm_check_cap(KVM_CAP_HYPERV_SYNIC))
+		test_case_skip("KVM does not emulate Hyper-V's SynIC");
+
+	create(guest_code);
+	vcpu_ioctl(vm, 0, KVM_ENABLE_CAP, &cap);
+	run_todo(DO_WRMSR, MSR_HV_SIEFP, page_gpa(20) | 1);
+	expect_page(20);
+	by_msr(MSR_HV_SIMP, 1);
+}
+
+/* The page where KVM shows the task priority, each time the vCPU is entered. */
+static void apic_page(void)
+{
+	struct kvm_vapic_addr addr = { .vapic_addr = page_gpa(11) + 8 };
+	struct kvm_lapic_state lapic;
+	struct kvm_mp_state mp;
+	int i;
+
+	create(guest_code);
+	vcpu_ioctl(vm, 0, KVM_GET_LAPIC, &lapic);
+	*(uint32_t *)(lapic.regs + APIC_SPIV) |= APIC_SPIV_APIC_ENABLED;
+	vcpu_ioctl(vm, 0, KVM_SET_LAPIC, &lapic);
+	vcpu_ioctl(vm, 0, KVM_SET_VAPIC_ADDR, &addr);
+	for (i = 0; i < ROUNDS; i++) {
+		/* Something that makes KVM look at events on the way in. */
+		vcpu_ioctl(vm, 0, KVM_GET_MP_STATE, &mp);
+		vcpu_set_mp_state(vm, 0, &mp);
+		run_todo(DO_NOTHING, 0, 0);
+		expect_page(11);
+	}
+	kvm_vm_free(vm);
+}
+
+/* Instructions that KVM emulates, and that store to memory */
+
+static void by_guest(uint64_t what)
+{
+	uint8_t *mem;
+	int i;
+
+	create(guest_code);
+	mem = addr_gpa2hva(vm, GPA);
+	for (i = 0; i < 2 * ROUNDS; i++) {
+		mem[(i % ROUNDS) * getpagesize() + 12] = 0xff;
+		run_todo(what, page_gva(i % ROUNDS) + 12, 0);
+		TEST_ASSERT(mem[(i % ROUNDS) * getpagesize() + 12] != 0xff,
+			    "The guest wrote nothing");
+		expect_page(i % ROUNDS);
+	}
+	kvm_vm_free(vm);
+}
+
+static void plain_store(void)
+{
+	by_guest(DO_STORE);
+}
+
+static void string_input(void)
+{
+	by_guest(DO_INS);
+}
+
+static void device_to_memory(void)
+{
+	by_guest(DO_MOVS);
+}
+
+/* The guest's guest. Its page tables are the guest's. */
+
+static uint64_t l2_gva;
+
+static void l2_code(void)
+{
+	while (true) {
+		increment(l2_gva);
+		asm volatile("vmmcall" : : : "memory");
+	}
+}
+
+static void l1_code(struct svm_test_data *svm, uint64_t nested_cr3)
+{
+	unsigned long stack[64];
+
+	generic_svm_setup(svm, l2_code, &stack[64]);
+	if (nested_cr3) {
+		svm->vmcb->control.nested_ctl = 1;
+		svm->vmcb->control.nested_cr3 = nested_cr3;
+	}
+	while (true) {
+		run_guest(svm->vmcb, svm->vmcb_gpa);
+		GUEST_ASSERT(svm->vmcb->control.exit_code == SVM_EXIT_VMMCALL);
+		svm->vmcb->save.rip += 3;
+		GUEST_SYNC(0);
+	}
+}
+
+static void l2_writes(uint64_t gva, uint64_t nested_cr3)
+{
+	vm_vaddr_t svm_gva;
+	int i;
+
+	vcpu_alloc_svm(vm, &svm_gva);
+	vcpu_args_set(vm, 0, 2, svm_gva, nested_cr3);
+	for (i = 0; i < 2 * ROUNDS; i++) {
+		l2_gva = gva + (i % ROUNDS) * getpagesize();
+		sync_global_to_guest(vm, l2_gva);
+		run();
+		expect_page(i % ROUNDS);
+	}
+	kvm_vm_free(vm);
+}
+
+static void nested_plain(void)
+{
+	if (!nested_svm_supported())
+		test_case_skip("no nested SVM");
+
+	create(l1_code);
+	l2_writes(GVA, 0);
+}
+
+/* The guest's guest has nested page tables, and addresses that differ. */
+static void nested_npt(void)
+{
+	struct kvm_cpuid_entry2 *svm_cpuid;
+	vm_paddr_t pml4, pdpt;
+	uint64_t i;
+
+	if (!nested_svm_supported())
+		test_case_skip("no nested SVM");
+	svm_cpuid = kvm_get_supported_cpuid_index(0x8000000a, 0);
+	if (!svm_cpuid || !(svm_cpuid->edx & 1))
+		test_case_skip("no nested paging for guests");
+
+	create(l1_code);
+	virt_map(vm, L2_GVA, L2_GPA, PAGES, 0);
+
+	/* GiB by GiB, 0 at 0, and where L2 writes at the memslot's. */
+	pml4 = vm_phy_page_alloc(vm, FIRST_FREE_GPA, 0);
+	pdpt = vm_phy_page_alloc(vm, FIRST_FREE_GPA, 0);
+	*(uint64_t *)addr_gpa2hva(vm, pml4) = pdpt | 7;
+	for (i = 0; i < 4; i++)
+		((uint64_t *)addr_gpa2hva(vm, pdpt))[i] =
+			(i == L2_GPA >> 30 ? GPA : i << 30) | 0x87;
+	l2_writes(L2_GVA, pml4);
+}
+
+/* Memory in huge pages, mapped before it is tracked */
+
+#define HUGE_SLOT	3
+#define HUGE_GPA	0x100000000UL
+#define HUGE_GVA	0x100000000UL
+#define HUGE_WRITES	60
+
+/* Faults that made KVM map something, in all VMs */
+static long long faults(void)
+{
+	FILE *file = fopen("/sys/kernel/debug/kvm/pf_fixed", "r");
+	long long value;
+
+	if (!file || fscanf(file, "%lld", &value) != 1)
+		test_case_skip("no debugfs at /sys/kernel/debug");
+	fclose(file);
+	return value;
+}
+
+static void huge_mark(uint32_t slot, uint64_t offset, void *data)
+{
+	uint64_t **next = data;
+
+	TEST_ASSERT(slot == HUGE_SLOT && offset == *(*next)++,
+		    "Slot %#x, page %#lx was reported", slot, offset);
+}
+
+static void huge_pages(size_t size, int flags)
+{
+	struct kvm_userspace_memory_region region = {
+		.slot = HUGE_SLOT,
+		.guest_phys_addr = HUGE_GPA,
+		.memory_size = size,
+	};
+	size_t page = getpagesize();
+	uint64_t expected[HUGE_WRITES], *next;
+	uint32_t i, round;
+	long long before;
+	void *mem;
+
+	mem = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE |
+		   MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE | flags, -1, 0);
+	if (mem == MAP_FAILED)
+		test_case_skip("no free huge pages of this size");
+	region.userspace_addr = (uintptr_t)mem;
+	for (i = 0; i < HUGE_WRITES; i++)
+		expected[i] = i * 17;
+
+	create(guest_code);
+	vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region);
+	for (i = 0; i < HUGE_WRITES; i++)
+		virt_map(vm, HUGE_GVA + expected[i] * page,
+			 HUGE_GPA + expected[i] * page, 1, 0);
+
+	run_todo(DO_NOTHING, 0, 0);
+	for (round = 0; round < 2; round++) {
+		region.flags = 0;
+		vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region);
+		before = faults();
+		for (i = 0; i < HUGE_WRITES; i++)
+			run_todo(DO_STORE, HUGE_GVA + expected[i] * page, 0);
+		if (!round && faults() - before >= HUGE_WRITES)
+			test_case_skip("KVM maps no huge pages here");
+		TEST_ASSERT(!vcpu_harvest_dirty_ring(vm, 0, 1, huge_mark, NULL),
+			    "Reported, but not tracked");
+
+		region.flags = KVM_MEM_LOG_DIRTY_PAGES;
+		vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region);
+		for (i = 0; i < HUGE_WRITES; i++) {
+			run_todo(DO_STORE, HUGE_GVA + expected[i] * page, 0);
+			run_todo(DO_STORE, HUGE_GVA + expected[i] * page, 0);
+		}
+		next = expected;
+		TEST_ASSERT(vcpu_harvest_dirty_ring(vm, 0,
+						    DIRTY_RING_HARVEST_ALL,
+						    huge_mark, &next) ==
+			    HUGE_WRITES, "%td of %u pages were reported",
+			    next - expected, HUGE_WRITES);
+		TEST_ASSERT(vm_reset_dirty_rings(vm) == HUGE_WRITES,
+			    "The reset is short");
+	}
+	kvm_vm_free(vm);
+	munmap(mem, size);
+}
+
+static void huge_2m(void)
+{
+	huge_pages(4UL << 20, 21 << MAP_HUGE_SHIFT);
+}
+
+static void huge_1g(void)
+{
+	huge_pages(1UL << 30, 30 << MAP_HUGE_SHIFT);
+}
+
+static const struct test_case cases[] = {
+	{ "plain-store: of the guest", plain_store },
+	{ "string-input: INS, emulated", string_input },
+	{ "device-to-memory: MOVS, emulated", device_to_memory },
+	{ "wall-clock", wall_clock },
+	{ "system-time", system_time },
+	{ "steal-time", steal_time },
+	{ "apic-page: KVM_SET_VAPIC_ADDR", apic_page },
+	{ "hv-hypercall: Hyper-V's hypercall page", hv_hypercall },
+	{ "hv-tsc: Hyper-V's TSC page", hv_tsc },
+	{ "hv-vp-assist: Hyper-V's VP assist page", hv_vp_assist },
+	{ "hv-synic: Hyper-V's message and event pages", hv_synic },
+	{ "nested: a guest's guest, without nested paging", nested_plain },
+	{ "nested-npt: a guest's guest, with nested paging", nested_npt },
+	{ "huge-2m: tracked when mapped with 2 MiB pages", huge_2m },
+	{ "huge-1g: tracked when mapped with 1 GiB pages", huge_1g },
+};
+
+int main(int argc, char **argv)
+{
+	/* Exits with the skip code if there is no KVM. */
+	if (!dirty_ring_max_size())
+		ksft_exit_skip("KVM has no dirty ring\n");
+
+	test_cases_main(argc, argv, cases, ARRAY_SIZE(cases));
+}
