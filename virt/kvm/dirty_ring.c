@@ -564,16 +564,20 @@ int kvm_dirty_ring_reset(struct kvm *kvm)
 	if (!kvm_dirty_ring_enabled(kvm))
 		return -EINVAL;
 
+	atomic_inc(&kvm->dirty_ring_resets);
 	kvm_for_each_vcpu(i, vcpu, kvm)
 		count += ring_reset(kvm, vcpu);
 
 	/*
-	 * Flush even if no mapping had to be changed: the one who changed it,
-	 * for an entry of the same page in another ring, may not have flushed
-	 * yet.
+	 * Flush even if no mapping had to be changed: another reset may have
+	 * changed it, for an entry of the same page, and not have flushed yet.
+	 * It may even have taken all that this one's caller had harvested. It
+	 * is counted as long as that is so; the rings' locks order the count.
 	 */
-	if (count)
+	if (count || atomic_read(&kvm->dirty_ring_resets) > 1)
 		kvm_flush_remote_tlbs(kvm);
+	/* Flushed before it is not counted any more. */
+	atomic_dec_return_release(&kvm->dirty_ring_resets);
 
 	aside_push(kvm);
 	return count;
