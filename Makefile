@@ -5,7 +5,7 @@
 
 export ARCH CONFIG KVERSION KSRC KDIR KERNEL RUN SHARE MEM RATE RING
 
-.PHONY: help run test tree refresh series lint bisect modules kernel vm clean
+.PHONY: help run test test-pml tree refresh series lint bisect modules kernel vm clean
 
 help:		## list the targets
 	@maint/help Makefile
@@ -15,6 +15,9 @@ run:		## migrate a guest under a stock 5.10 kernel: bitmap, then ring [MEM=MiB R
 
 test:		## build and run every test; the last line counts them
 	@vm/test
+
+test-pml:	## the same under Bochs, which has Intel's VMX, with PML and without
+	@vm/test 'vmx-*'
 
 tree:		## build/linux: a git tree of 5.10 with one commit per patch [KVERSION=5.10.223-1 | KSRC=dir or tarball]
 	@maint/tree

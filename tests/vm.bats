@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
-# vm/run, vm/test and kmod/build say in one line what is wrong with what they are
+# vm/run, vm/bochs/run, vm/test and kmod/build say in one line what is wrong with what they are
 # given, before they do anything. What they do when nothing is: vm/check.
 
 setup() {
 	top=$BATS_TEST_DIRNAME/..
 	unset ARCH KERNEL KVERSION MODULES SHARE KDIR KSRC KVM_OPTS ICOUNT TIMEOUT
-	unset VM_MEM VM_CPUS VM_APPEND VM_QEMU VM_LOG
+	unset VM_MEM VM_CPUS VM_APPEND VM_QEMU VM_LOG VM_MODEL FILES
 	export RUN=true
 }
 
@@ -67,6 +67,26 @@ refuses() {
 	refuses vm/run "unknown argument '-x'" -- -x
 }
 
+@test "vm/bochs/run: what makes no sense is refused" {
+	refuses vm/bochs/run "RUN is empty" RUN=
+	refuses vm/bochs/run "KERNEL=/nowhere cannot be read" KERNEL=/nowhere
+	refuses vm/bochs/run "is no kernel for x86_64" KERNEL="$top/Makefile"
+	refuses vm/bochs/run "VM_MEM='x' must be a number from 256" VM_MEM=x
+	refuses vm/bochs/run "VM_CPUS='9' must be a number from 1" VM_CPUS=9
+	refuses vm/bochs/run "TIMEOUT='0' must be a number from 1" TIMEOUT=0
+	refuses vm/bochs/run "VM_MODEL='a b' is no model" VM_MODEL='a b'
+	refuses vm/bochs/run "unknown argument '-x'" -- -x
+	refuses vm/bochs/build "unknown argument '-x'" -- -x
+}
+
+@test "maint/fetch: what is no package, version or release is refused" {
+	refuses maint/fetch "'Bochs' is no package's name" -- upstream trixie Bochs
+	refuses maint/fetch "'../x' is no release" -- upstream ../x bochs
+	refuses maint/fetch "'x' is no package's version" -- record bochs=x
+	refuses maint/fetch "which package=version?" -- record bochs
+	refuses maint/fetch "unknown argument 'x'" -- x
+}
+
 @test "vm/test: a pattern that no test matches is refused" {
 	refuses vm/test "no test is called nonsense" -- nonsense
 	refuses vm/test "no test is called nonsense" -- tests nonsense
@@ -76,9 +96,12 @@ refuses() {
 @test "vm/test: the list has every machine and every test" {
 	run "$top/vm/test" --list
 	[[ $status -eq 0 ]]
-	for line in tests check migrate npt:dirty_ring_test shadow:unload tdp-mmu:steal_time; do
+	for line in tests check migrate npt:dirty_ring_test shadow:unload tdp-mmu:steal_time \
+		debug:dirty_ring_stress_test vmx-pml:pml_test; do
 		[[ $'\n'$output$'\n' == *$'\n'"$line"$'\n'* ]]
 	done
+	run "$top/vm/test" --list 'vmx-*'
+	[[ $status -eq 0 && $output == *vmx-pml:pml_test* && $output != *npt:* ]]
 }
 
 @test "kmod/build: a KDIR that holds no headers is refused" {

@@ -223,8 +223,8 @@ static void sync_no_room(void)
 	ring_vm_forget(rv);
 	EXPECT(vm_reset_dirty_rings(rv->vm), rv->entries);
 
-	/* Half as much again does not; the rest is reported later. */
-	n = rv->entries * 3 / 2;
+	/* More than that does not; the rest is reported later. */
+	n = rv->entries + rv->limit;
 	ring_vm_write_by_ioctl(rv, 0, 0, n);
 	EXPECT(vm_sync(rv->vm), -ENOSPC);
 	EXPECT(ring_vm_collect(rv), rv->entries);

@@ -1310,8 +1310,11 @@ static void soft_limit(void)
 	EXPECT(ring_vm_collect(rv), 1);
 	ring_vm_expect(rv, limit, 1);
 
-	/* The same anywhere in the ring, and in the biggest one */
-	for (i = 0; i < 3; i++) {
+	/*
+	 * The same anywhere in the ring; but a CPU that logs pages stops when
+	 * its log is full, see pml_test.
+	 */
+	for (i = 0; i < 3 && !dirty_ring_cpu_logs_pages(); i++) {
 		ring_vm_set_task(rv, 0, 0, limit + 10, 1);
 		EXPECT(ring_vm_run(rv, 0), RING_VM_FULL);
 		EXPECT(ring_vm_collect(rv), limit);
@@ -1321,6 +1324,7 @@ static void soft_limit(void)
 	}
 	ring_vm_free(rv);
 
+	/* The same in the biggest ring */
 	rv = ring_vm_create(MAX_RING_SIZE / sizeof(struct kvm_dirty_gfn), 1,
 			    MAX_RING_SIZE / sizeof(struct kvm_dirty_gfn),
 			    KVM_MEM_LOG_DIRTY_PAGES, NULL);

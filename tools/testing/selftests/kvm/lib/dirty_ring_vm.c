@@ -68,7 +68,7 @@ void ring_vm_add_vcpu(struct ring_vm *rv)
  * Create a VM with a tracked memslot
  *
  * Input Args:
- *   entries - Entries of each ring
+ *   entries - Entries of each ring; 0: no ring but a bitmap
  *   nr_vcpus - Number of vCPUs, with the ids 0, 1, ...
  *   pages - Size of the memslot, in pages of the host
  *   flags - Flags of the memslot
@@ -98,7 +98,9 @@ struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 #endif
 	if (before_ring)
 		before_ring(vm);
-	vm_enable_dirty_ring(vm, entries * sizeof(struct kvm_dirty_gfn));
+	if (entries)
+		vm_enable_dirty_ring(vm, entries *
+					 sizeof(struct kvm_dirty_gfn));
 
 	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, RING_VM_GPA,
 				    RING_VM_SLOT, guest_pages, flags);
@@ -113,7 +115,7 @@ struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 	sync_global_to_guest(vm, page_size);
 
 	rv->entries = entries;
-	rv->limit = entries - dirty_ring_reserved_entries();
+	rv->limit = entries ? entries - dirty_ring_reserved_entries() : 0;
 	rv->pages = pages;
 	rv->mem = addr_gpa2hva(vm, RING_VM_GPA);
 	rv->seen = calloc(pages, sizeof(*rv->seen));
