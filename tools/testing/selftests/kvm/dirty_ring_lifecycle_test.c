@@ -297,8 +297,8 @@ static void vmm_dies(void)
  * Memslots that go while a vCPU writes to them
  */
 
-#define SLOT_PAGES	400
-#define SLOT_ROUNDS	30
+#define SLOT_PAGES	3000
+#define SLOT_ROUNDS	15
 
 static void set_slot(struct ring_vm *rv, uint64_t gpa, uint64_t pages)
 {
