@@ -90,13 +90,13 @@ static void write_all(struct ring_vm *rv)
 static void expect_in_ring(struct ring_vm *rv)
 {
 	unsigned long *written = bitmap_alloc(SLOT_PAGES);
-	uint32_t i, n = 0;
+	uint32_t i, n;
 	uint64_t page;
 
-	TEST_ASSERT(ring_vm_collect(rv) == PAGES,
-		    "%u pages are in the ring, %u were written",
-		    rv->nr_order, PAGES);
-	for (i = 0; i < WRITES; i++) {
+	n = ring_vm_collect(rv);
+	TEST_ASSERT(n == PAGES, "%u pages are in the ring, %u were written",
+		    n, PAGES);
+	for (i = 0, n = 0; i < WRITES; i++) {
 		page = page_of_write(i);
 		if (test_and_set_bit(page, written))
 			continue;
