@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-# shellcheck shell=bash disable=SC2154
-# What vm/run and vm/bochs/run share; to be sourced after maint/lib.sh.
+# shellcheck shell=bash disable=SC2034,SC2154
+# What vm/run and vm/bochs/run share, and what checks them; to be sourced after maint/lib.sh.
 
 # number NAME MIN MAX: a whole number in a range, or one clear line.
 number() {
@@ -101,4 +101,28 @@ judge() {
 		echo "run: the command ended with $code; kernel log: $log" >&2
 	fi
 	exit "$code"
+}
+
+n=0
+failed=0
+
+# check NAME STATUS OUT ERR [VARIABLE=VALUE...]: the script $checked must end with
+# STATUS, and its output and errors must match the patterns; then command $also
+# must succeed. Leaves files in $tmp; reports as TAP.
+also=true
+check() {
+	local name=$1 status=$2 out=$3 err=$4 rc=0
+	shift 4
+	n=$((n + 1))
+	env "$@" "$checked" < /dev/null > "$tmp/out" 2> "$tmp/err" || rc=$?
+	if [[ $rc == "$status" && $(< "$tmp/out") =~ ^$out$ &&
+	      $(< "$tmp/err") =~ ^$err$ ]] && $also; then
+		echo "ok $n $name"
+		return
+	fi
+	failed=1
+	echo "not ok $n $name"
+	echo "# exit status $rc"
+	sed 's/^/# out: /' "$tmp/out"
+	sed 's/^/# err: /' "$tmp/err"
 }

@@ -90,13 +90,13 @@ static void write_all(struct ring_vm *rv)
 static void expect_in_ring(struct ring_vm *rv)
 {
 	unsigned long *written = bitmap_alloc(SLOT_PAGES);
-	uint32_t i, n = 0;
+	uint32_t i, n;
 	uint64_t page;
 
-	TEST_ASSERT(ring_vm_collect(rv) == PAGES,
-		    "%u pages are in the ring, %u were written",
-		    rv->nr_order, PAGES);
-	for (i = 0; i < WRITES; i++) {
+	n = ring_vm_collect(rv);
+	TEST_ASSERT(n == PAGES, "%u pages are in the ring, %u were written",
+		    n, PAGES);
+	for (i = 0, n = 0; i < WRITES; i++) {
 		page = page_of_write(i);
 		if (test_and_set_bit(page, written))
 			continue;
@@ -323,15 +323,20 @@ static void expect_exits(uint32_t entries, void (*expect)(struct ring_vm *rv))
 		    exits.ept_violation, exits.pml_full);
 	expect(rv);
 
-	/* An interrupt empties the log: repeat until there was none. */
+	/*
+	 * An interrupt empties the log: repeat until there was none. Without
+	 * a log one that comes between a fault and the write may let the write
+	 * fault again.
+	 */
 	for (i = 0; i < 100; i++) {
 		exits = count_exits(rv);
 		expect(rv);
-		if (!exits.others)
+		if (!pml || !exits.others)
 			break;
 	}
 	TEST_ASSERT(i < 100, "No round without an interrupt");
-	TEST_ASSERT(exits.ept_violation == (pml ? 0 : PAGES),
+	TEST_ASSERT(exits.ept_violation >= (pml ? 0 : PAGES) &&
+		    exits.ept_violation <= (pml ? 0 : PAGES + exits.others),
 		    "%u writes faulted", exits.ept_violation);
 	TEST_ASSERT(exits.pml_full == (pml ? PAGES / LOG_ENTRIES : 0),
 		    "The log was full %u times", exits.pml_full);
