@@ -97,7 +97,7 @@ refuses() {
 	run "$top/vm/test" --list
 	[[ $status -eq 0 ]]
 	for line in tests check migrate npt:dirty_ring_test shadow:unload tdp-mmu:steal_time \
-		debug:dirty_ring_stress_test vmx-pml:pml_test; do
+		debug:dirty_ring_test vmx-pml:pml_test; do
 		[[ $'\n'$output$'\n' == *$'\n'"$line"$'\n'* ]]
 	done
 	run "$top/vm/test" --list 'vmx-*'
