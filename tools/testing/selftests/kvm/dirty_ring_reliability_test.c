@@ -870,9 +870,6 @@ static const struct test_case cases[] = {
 
 int main(int argc, char **argv)
 {
-	/* Exits with the skip code if there is no KVM. */
-	if (!dirty_ring_max_size())
-		ksft_exit_skip("KVM has no dirty ring\n");
-
+	dirty_ring_check_supported();
 	test_cases_main(argc, argv, cases, ARRAY_SIZE(cases));
 }

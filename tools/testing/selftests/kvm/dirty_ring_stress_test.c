@@ -666,9 +666,7 @@ int main(int argc, char **argv)
 	if (optind != argc || !nr_vcpus || nr_vcpus > RING_VM_MAX_VCPUS)
 		help(argv[0], KSFT_FAIL);
 
-	/* Exits with the skip code if there is no KVM. */
-	if (!dirty_ring_max_size())
-		ksft_exit_skip("KVM has no dirty ring\n");
+	dirty_ring_check_supported();
 	if (!entries)
 		entries = ring_vm_min_entries();
 

@@ -32,6 +32,7 @@ typedef void (*dirty_gfn_fn)(uint32_t slot, uint64_t offset, void *data);
 
 uint32_t dirty_ring_cap(void);
 uint32_t dirty_ring_max_size(void);
+void dirty_ring_check_supported(void);
 bool dirty_ring_cpu_logs_pages(void);
 uint32_t dirty_ring_reserved_entries(void);
 

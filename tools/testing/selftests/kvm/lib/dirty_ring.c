@@ -38,6 +38,14 @@ uint32_t dirty_ring_max_size(void)
 	return cap ? kvm_check_cap(cap) : 0;
 }
 
+/* Skip the whole test if KVM has no ring, or if there is no KVM. */
+void dirty_ring_check_supported(void)
+{
+	/* Without KVM this does not return. */
+	if (!dirty_ring_max_size())
+		ksft_exit_skip("KVM has no dirty ring\n");
+}
+
 /*
  * Does the CPU log dirty pages itself? Then a page gets into the ring not
  * when it is written but at the vCPU's next exit.
