@@ -6,6 +6,7 @@
  *  - KVM_CAP_DIRTY_RING_EXT tells what there is,
  *  - after KVM_SYNC_DIRTY_RINGS one harvest sees all that was written before,
  *    while vCPUs run, and no vCPU returns to userspace for it,
+ *  - that includes what a vCPU wrote that is preempted,
  *  - a sync does not wait for vCPUs that do not run,
  *  - a sync says so if what was kept aside does not fit into the rings,
  *  - a page that KVM writes again and again is in a ring once, but again as
@@ -144,6 +145,74 @@ static void sync_running(void)
 	       halfway, SYNC_ROUNDS, early);
 	/* It is the CPU's own log that makes a sync necessary. */
 	EXPECT(!!early, dirty_ring_cpu_logs_pages());
+	ring_vm_free(rv);
+}
+
+/*
+ * The guest writes page after page, and is preempted at any point: what it has
+ * changed then is what its memory says.
+ */
+#define PREEMPT_PAGES	2000
+#define PREEMPT_ROUNDS	40
+
+static uint64_t first_word(struct ring_vm *rv, uint64_t page)
+{
+	return *(uint64_t *)(rv->mem + page * getpagesize());
+}
+
+static void sync_preempted(void)
+{
+	uint64_t i, old[PREEMPT_PAGES], written, total = 0;
+	struct ring_vm_preempter preempter;
+	struct ring_vm_runner runner;
+	struct ring_vm_task *task;
+	struct ring_vm *rv;
+	int round;
+
+	need_sync();
+	rv = ring_vm_create(4096, 1, PREEMPT_PAGES, KVM_MEM_LOG_DIRTY_PAGES,
+			    NULL);
+	ring_vm_write(rv, 0, 0, PREEMPT_PAGES);
+
+	task = ring_vm_task(rv, 0);
+	ring_vm_set_task(rv, 0, 0, PREEMPT_PAGES, 1);
+	WRITE_ONCE(task->spin, 1);
+	ring_vm_runner_start(&runner, rv, 0);
+	ring_vm_preempter_start(&preempter, &runner);
+
+	for (round = 0; round < PREEMPT_ROUNDS; round++) {
+		ring_vm_preempt(&preempter, 0);
+		ring_vm_collect_all(rv);
+		ring_vm_forget(rv);
+		for (i = 0; i < PREEMPT_PAGES; i++)
+			old[i] = first_word(rv, i);
+		ring_vm_go_on(&preempter);
+
+		/* Up to the whole of it. */
+		i = READ_ONCE(task->stores);
+		while (READ_ONCE(task->stores) - i <
+		       PREEMPT_PAGES * round / PREEMPT_ROUNDS + 2)
+			;
+
+		ring_vm_preempt(&preempter, 0);
+		EXPECT(vm_sync(rv->vm), 0);
+		ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL);
+		for (i = 0, written = 0; i < PREEMPT_PAGES; i++) {
+			if (first_word(rv, i) == old[i])
+				continue;
+			written++;
+			TEST_ASSERT(rv->seen[i],
+				    "Round %d: page %lu was written, and lost",
+				    round, i);
+		}
+		total += written;
+		vm_reset_dirty_rings(rv->vm);
+		ring_vm_go_on(&preempter);
+	}
+	printf("# %lu pages were written\n", total);
+
+	ring_vm_preempter_stop(&preempter);
+	ring_vm_runner_stop(&runner);
 	ring_vm_free(rv);
 }
 
@@ -378,6 +447,7 @@ static const struct test_case cases[] = {
 	{ "numbers", numbers },
 	{ "sync-without-ring: EINVAL", sync_without_ring },
 	{ "sync-running: one harvest sees all that was written", sync_running },
+	{ "sync-preempted: sees what a preempted vCPU wrote", sync_preempted },
 	{ "sync-not-running: waits for no vCPU that does not run",
 	  sync_not_running },
 	{ "sync-in-parallel: with vCPUs, resets and other syncs",

@@ -331,12 +331,16 @@ static void resume(struct ring_vm *rv)
 		    "Unexpected exit: %s", exit_reason_str(run->exit_reason));
 }
 
-/* Let the slot go, by @change, while a vCPU writes to one page after another. */
-static void slot_goes(void (*change)(struct ring_vm *rv))
+/*
+ * Let the slot go, by @change, while a vCPU writes to one page after another,
+ * or is preempted in the middle of that.
+ */
+static void slot_goes(void (*change)(struct ring_vm *rv), bool preempted)
 {
 	struct ring_vm *rv = ring_vm_create(4096, 1, SLOT_PAGES,
 					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
 	struct ring_vm_task *task = ring_vm_task(rv, 0);
+	struct ring_vm_preempter preempter;
 	struct ring_vm_runner runner;
 	uint64_t before, i, written, halfway = 0, old[SLOT_PAGES];
 	int round;
@@ -352,9 +356,14 @@ static void slot_goes(void (*change)(struct ring_vm *rv))
 		before = READ_ONCE(task->stores);
 		ring_vm_set_task(rv, 0, 0, SLOT_PAGES, 1);
 		ring_vm_runner_start(&runner, rv, 0);
+		if (preempted)
+			ring_vm_preempter_start(&preempter, &runner);
 		while (READ_ONCE(task->stores) - before <
 		       SLOT_PAGES * round / SLOT_ROUNDS)
 			;
+		if (preempted)
+			/* The change may wait for it. */
+			ring_vm_preempt(&preempter, 50);
 		change(rv);
 
 		/* Nobody can write to it now: what is changed is in the ring. */
@@ -369,6 +378,10 @@ static void slot_goes(void (*change)(struct ring_vm *rv))
 				    round, i);
 		}
 		halfway += written && written < SLOT_PAGES;
+		if (preempted) {
+			ring_vm_go_on(&preempter);
+			ring_vm_preempter_stop(&preempter);
+		}
 		ring_vm_runner_stop(&runner);
 
 		/* It comes back where it was; the guest goes on. */
@@ -390,7 +403,12 @@ static void delete_slot(struct ring_vm *rv)
 
 static void slot_deleted(void)
 {
-	slot_goes(delete_slot);
+	slot_goes(delete_slot, false);
+}
+
+static void slot_deleted_preempted(void)
+{
+	slot_goes(delete_slot, true);
 }
 
 static void move_slot(struct ring_vm *rv)
@@ -400,7 +418,7 @@ static void move_slot(struct ring_vm *rv)
 
 static void slot_moved(void)
 {
-	slot_goes(move_slot);
+	slot_goes(move_slot, false);
 }
 
 static void slot_recreated(void)
@@ -435,6 +453,8 @@ static const struct test_case cases[] = {
 	{ "forked: reads the ring, EIO for a reset", forked },
 	{ "vmm-dies: nothing is left behind", vmm_dies },
 	{ "slot-deleted: what was written is in the ring", slot_deleted },
+	{ "slot-deleted-preempted: the same, of a preempted vCPU",
+	  slot_deleted_preempted },
 	{ "slot-moved: what was written is in the ring", slot_moved },
 	{ "slot-recreated: old entries do no harm", slot_recreated },
 };

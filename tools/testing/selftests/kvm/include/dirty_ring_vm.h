@@ -7,6 +7,8 @@
 #define SELFTEST_KVM_DIRTY_RING_VM_H
 
 #include <pthread.h>
+#include <sched.h>
+#include <semaphore.h>
 
 #include "dirty_ring.h"
 
@@ -60,6 +62,21 @@ struct ring_vm_runner {
 	pthread_t thread;
 };
 
+/* A real-time thread that takes the CPU away from a thread that runs a vCPU. */
+struct ring_vm_preempter {
+	sem_t wanted;
+	/* How often it got the CPU; whether it has it; whether to keep it. */
+	uint32_t times;
+	bool has_cpu;
+	bool held;
+	bool quit;
+	/* For how long at most, in ms; 0 means until it is to go on. */
+	unsigned int limit;
+	/* The CPUs the calling thread may run on, before and after. */
+	cpu_set_t cpus;
+	pthread_t thread;
+};
+
 /* The smallest ring that KVM accepts, in entries. */
 uint32_t ring_vm_min_entries(void);
 
@@ -78,6 +95,12 @@ void ring_vm_write(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
 void ring_vm_runner_start(struct ring_vm_runner *runner, struct ring_vm *rv,
 			  uint32_t vcpu);
 void ring_vm_runner_stop(struct ring_vm_runner *runner);
+
+void ring_vm_preempter_start(struct ring_vm_preempter *preempter,
+			     struct ring_vm_runner *runner);
+void ring_vm_preempter_stop(struct ring_vm_preempter *preempter);
+void ring_vm_preempt(struct ring_vm_preempter *preempter, unsigned int limit);
+void ring_vm_go_on(struct ring_vm_preempter *preempter);
 
 #ifdef __x86_64__
 void ring_vm_write_by_ioctl(struct ring_vm *rv, uint32_t vcpu, uint64_t first,

@@ -6,12 +6,14 @@
 
 #define _GNU_SOURCE /* for program_invocation_name, pthread_tryjoin_np */
 
+#include <sched.h>
 #include <signal.h>
 
 #include "test_util.h"
 #include "kvm_util.h"
 #include "processor.h"
 #include "dirty_ring_vm.h"
+#include "test_cases.h"
 
 #ifdef __x86_64__
 #include <asm/kvm_para.h>
@@ -219,6 +221,106 @@ void ring_vm_runner_stop(struct ring_vm_runner *runner)
 		pthread_kill(runner->thread, SIGUSR1);
 		usleep(1000);
 	}
+}
+
+static void *preempter_fn(void *data)
+{
+	struct ring_vm_preempter *preempter = data;
+	struct timespec start;
+
+	while (true) {
+		sem_wait(&preempter->wanted);
+		if (READ_ONCE(preempter->quit))
+			return NULL;
+		clock_gettime(CLOCK_MONOTONIC, &start);
+		WRITE_ONCE(preempter->has_cpu, true);
+		WRITE_ONCE(preempter->times, preempter->times + 1);
+		while (READ_ONCE(preempter->held)) {
+			if (preempter->limit &&
+			    timespec_to_ns(timespec_diff_now(start)) / 1000000 >=
+			    preempter->limit)
+				break;
+		}
+		WRITE_ONCE(preempter->has_cpu, false);
+	}
+}
+
+/*
+ * Leave a CPU to the runner and to a real-time thread, which waits until it is
+ * wanted there; the calling thread goes elsewhere. Skips the case if there is
+ * but one CPU, or no right to real-time threads.
+ */
+void ring_vm_preempter_start(struct ring_vm_preempter *preempter,
+			     struct ring_vm_runner *runner)
+{
+	struct sched_param param = { .sched_priority = 1 };
+	pthread_attr_t attr;
+	cpu_set_t all, one;
+	int cpu, ret;
+
+	TEST_ASSERT(!sched_getaffinity(0, sizeof(all), &all),
+		    "sched_getaffinity failed");
+	preempter->cpus = all;
+	if (CPU_COUNT(&all) < 2)
+		test_case_skip("there is only one CPU");
+	for (cpu = CPU_SETSIZE - 1; !CPU_ISSET(cpu, &all); cpu--)
+		;
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	CPU_CLR(cpu, &all);
+	TEST_ASSERT(!sched_setaffinity(0, sizeof(all), &all),
+		    "sched_setaffinity failed");
+	TEST_ASSERT(!pthread_setaffinity_np(runner->thread, sizeof(one), &one),
+		    "pthread_setaffinity_np failed");
+
+	preempter->times = 0;
+	preempter->has_cpu = false;
+	preempter->held = false;
+	preempter->quit = false;
+	sem_init(&preempter->wanted, 0, 0);
+	pthread_attr_init(&attr);
+	pthread_attr_setaffinity_np(&attr, sizeof(one), &one);
+	pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED);
+	pthread_attr_setschedpolicy(&attr, SCHED_FIFO);
+	pthread_attr_setschedparam(&attr, &param);
+	ret = pthread_create(&preempter->thread, &attr, preempter_fn,
+			     preempter);
+	if (ret == EPERM)
+		test_case_skip("no right to real-time threads");
+	TEST_ASSERT(!ret, "pthread_create failed: %s", strerror(ret));
+	pthread_attr_destroy(&attr);
+}
+
+/*
+ * When this returns, the vCPU does not run, wherever it was in the kernel. Who
+ * then waits for the vCPU's thread, perhaps inside the kernel, must set a limit.
+ */
+void ring_vm_preempt(struct ring_vm_preempter *preempter, unsigned int limit)
+{
+	uint32_t times = READ_ONCE(preempter->times);
+
+	preempter->limit = limit;
+	WRITE_ONCE(preempter->held, true);
+	sem_post(&preempter->wanted);
+	while (READ_ONCE(preempter->times) == times)
+		;
+}
+
+/* Does nothing if the limit is over. */
+void ring_vm_go_on(struct ring_vm_preempter *preempter)
+{
+	WRITE_ONCE(preempter->held, false);
+	while (READ_ONCE(preempter->has_cpu))
+		;
+}
+
+void ring_vm_preempter_stop(struct ring_vm_preempter *preempter)
+{
+	WRITE_ONCE(preempter->quit, true);
+	sem_post(&preempter->wanted);
+	pthread_join(preempter->thread, NULL);
+	sem_destroy(&preempter->wanted);
+	sched_setaffinity(0, sizeof(preempter->cpus), &preempter->cpus);
 }
 
 #ifdef __x86_64__

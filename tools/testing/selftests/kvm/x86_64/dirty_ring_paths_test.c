@@ -24,6 +24,7 @@
 #include "processor.h"
 #include "svm_util.h"
 #include "test_cases.h"
+#include "vmx.h"
 
 #define PAGES		64
 #define GPA		RING_VM_GPA
@@ -340,11 +341,11 @@ static void device_to_memory(void)
 	by_guest(DO_MOVS);
 }
 
-/* The guest's guest. Its page tables are the guest's. */
+/* The guest's guest, L2. Its page tables are the guest's, L1's. */
 
 static uint64_t l2_gva;
 
-static void l2_code(void)
+static void l2_svm_code(void)
 {
 	while (true) {
 		increment(l2_gva);
@@ -352,11 +353,11 @@ static void l2_code(void)
 	}
 }
 
-static void l1_code(struct svm_test_data *svm, uint64_t nested_cr3)
+static void l1_svm(struct svm_test_data *svm, uint64_t nested_cr3)
 {
 	unsigned long stack[64];
 
-	generic_svm_setup(svm, l2_code, &stack[64]);
+	generic_svm_setup(svm, l2_svm_code, &stack[64]);
 	if (nested_cr3) {
 		svm->vmcb->control.nested_ctl = 1;
 		svm->vmcb->control.nested_cr3 = nested_cr3;
@@ -369,13 +370,36 @@ static void l1_code(struct svm_test_data *svm, uint64_t nested_cr3)
 	}
 }
 
-static void l2_writes(uint64_t gva, uint64_t nested_cr3)
+static void l2_vmx_code(void)
 {
-	vm_vaddr_t svm_gva;
+	while (true) {
+		increment(l2_gva);
+		vmcall();
+	}
+}
+
+static void l1_vmx(struct vmx_pages *vmx)
+{
+	unsigned long stack[64];
+	int ret;
+
+	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
+	GUEST_ASSERT(load_vmcs(vmx));
+	prepare_vmcs(vmx, l2_vmx_code, &stack[64]);
+	for (ret = vmlaunch(); ; ret = vmresume()) {
+		GUEST_ASSERT(!ret);
+		GUEST_ASSERT(vmreadz(VM_EXIT_REASON) == EXIT_REASON_VMCALL);
+		vmwrite(GUEST_RIP, vmreadz(GUEST_RIP) +
+				   vmreadz(VM_EXIT_INSTRUCTION_LEN));
+		GUEST_SYNC(0);
+	}
+}
+
+/* L2 writes to the memslot, which it finds at @gva. */
+static void l2_writes(uint64_t gva)
+{
 	int i;
 
-	vcpu_alloc_svm(vm, &svm_gva);
-	vcpu_args_set(vm, 0, 2, svm_gva, nested_cr3);
 	for (i = 0; i < 2 * ROUNDS; i++) {
 		l2_gva = gva + (i % ROUNDS) * getpagesize();
 		sync_global_to_guest(vm, l2_gva);
@@ -387,37 +411,78 @@ static void l2_writes(uint64_t gva, uint64_t nested_cr3)
 
 static void nested_plain(void)
 {
-	if (!nested_svm_supported())
-		test_case_skip("no nested SVM");
+	vm_vaddr_t gva;
 
-	create(l1_code);
-	l2_writes(GVA, 0);
+	if (nested_svm_supported()) {
+		create(l1_svm);
+		vcpu_alloc_svm(vm, &gva);
+		vcpu_args_set(vm, 0, 2, gva, 0UL);
+	} else if (nested_vmx_supported()) {
+		create(l1_vmx);
+		vcpu_alloc_vmx(vm, &gva);
+		vcpu_args_set(vm, 0, 1, gva);
+	} else {
+		test_case_skip("no nested SVM, nor VMX");
+	}
+	l2_writes(GVA);
 }
 
-/* The guest's guest has nested page tables, and addresses that differ. */
-static void nested_npt(void)
+/*
+ * L2's nested page tables, GiB by GiB: 0 at 0, and where L2 writes at the
+ * memslot's.
+ */
+static uint64_t nested_cr3(void)
 {
-	struct kvm_cpuid_entry2 *svm_cpuid;
 	vm_paddr_t pml4, pdpt;
 	uint64_t i;
 
-	if (!nested_svm_supported())
-		test_case_skip("no nested SVM");
-	svm_cpuid = kvm_get_supported_cpuid_index(0x8000000a, 0);
-	if (!svm_cpuid || !(svm_cpuid->edx & 1))
-		test_case_skip("no nested paging for guests");
-
-	create(l1_code);
-	virt_map(vm, L2_GVA, L2_GPA, PAGES, 0);
-
-	/* GiB by GiB, 0 at 0, and where L2 writes at the memslot's. */
 	pml4 = vm_phy_page_alloc(vm, FIRST_FREE_GPA, 0);
 	pdpt = vm_phy_page_alloc(vm, FIRST_FREE_GPA, 0);
 	*(uint64_t *)addr_gpa2hva(vm, pml4) = pdpt | 7;
 	for (i = 0; i < 4; i++)
 		((uint64_t *)addr_gpa2hva(vm, pdpt))[i] =
 			(i == L2_GPA >> 30 ? GPA : i << 30) | 0x87;
-	l2_writes(L2_GVA, pml4);
+	return pml4;
+}
+
+/* Can the guest use EPT? */
+static bool nested_ept_supported(void)
+{
+	uint64_t controls = vcpu_get_msr(vm, 0, MSR_IA32_VMX_PROCBASED_CTLS2);
+
+	return controls >> 32 & SECONDARY_EXEC_ENABLE_EPT;
+}
+
+/* The guest's guest has nested page tables, and addresses that differ. */
+static void nested_paging(void)
+{
+	struct kvm_cpuid_entry2 *svm_cpuid;
+	struct vmx_pages *vmx;
+	vm_vaddr_t gva;
+
+	if (nested_svm_supported()) {
+		svm_cpuid = kvm_get_supported_cpuid_index(0x8000000a, 0);
+		if (!svm_cpuid || !(svm_cpuid->edx & 1))
+			test_case_skip("no nested paging for guests");
+		create(l1_svm);
+		virt_map(vm, L2_GVA, L2_GPA, PAGES, 0);
+		vcpu_alloc_svm(vm, &gva);
+		vcpu_args_set(vm, 0, 2, gva, nested_cr3());
+	} else if (nested_vmx_supported()) {
+		create(l1_vmx);
+		if (!nested_ept_supported())
+			test_case_skip("no EPT for guests");
+		virt_map(vm, L2_GVA, L2_GPA, PAGES, 0);
+		vmx = vcpu_alloc_vmx(vm, &gva);
+		vcpu_args_set(vm, 0, 1, gva);
+		/* After all that L2 uses has got its place. */
+		prepare_eptp(vmx, vm, 0);
+		nested_map_memslot(vmx, vm, 0, 0);
+		nested_map(vmx, vm, L2_GPA, GPA, PAGES * getpagesize(), 0);
+	} else {
+		test_case_skip("no nested SVM, nor VMX");
+	}
+	l2_writes(L2_GVA);
 }
 
 /* Memory in huge pages, mapped before it is tracked */
@@ -528,7 +593,7 @@ static const struct test_case cases[] = {
 	{ "hv-vp-assist: Hyper-V's VP assist page", hv_vp_assist },
 	{ "hv-synic: Hyper-V's message and event pages", hv_synic },
 	{ "nested: a guest's guest, without nested paging", nested_plain },
-	{ "nested-npt: a guest's guest, with nested paging", nested_npt },
+	{ "nested-paging: a guest's guest, with nested paging", nested_paging },
 	{ "huge-2m: tracked when mapped with 2 MiB pages", huge_2m },
 	{ "huge-1g: tracked when mapped with 1 GiB pages", huge_1g },
 };
