@@ -118,7 +118,7 @@ vm_fault_t kvm_dirty_ring_fault(struct kvm_vcpu *vcpu, struct vm_fault *vmf);
 void kvm_dirty_ring_push(struct kvm *kvm, struct kvm_memory_slot *memslot,
 			 u64 offset);
 bool kvm_dirty_ring_full_exit(struct kvm_vcpu *vcpu);
-int kvm_dirty_ring_reset(struct kvm *kvm);
+int kvm_dirty_ring_reset(struct kvm *kvm, struct kvm_vcpu *only);
 int kvm_dirty_ring_sync(struct kvm *kvm);
 void kvm_dirty_ring_create_debugfs(struct kvm_vcpu *vcpu,
 				   struct dentry *dentry);
@@ -173,7 +173,7 @@ static inline bool kvm_dirty_ring_full_exit(struct kvm_vcpu *vcpu)
 	return false;
 }
 
-static inline int kvm_dirty_ring_reset(struct kvm *kvm)
+static inline int kvm_dirty_ring_reset(struct kvm *kvm, struct kvm_vcpu *only)
 {
 	return -EINVAL;
 }

@@ -542,8 +542,9 @@ static u32 ring_reset(struct kvm *kvm, struct kvm_vcpu *vcpu)
 }
 
 /**
- * kvm_dirty_ring_reset - reset the harvested entries of all rings of a VM
+ * kvm_dirty_ring_reset - reset the harvested entries of one ring, or of all
  * @kvm:	the VM
+ * @only:	the vCPU whose ring it is, running or not; NULL for all of the VM
  *
  * When this returns, every page of an entry that was reset is write-protected
  * (or its dirty bit is clear) on all CPUs: the next write is reported again.
@@ -556,7 +557,7 @@ static u32 ring_reset(struct kvm *kvm, struct kvm_vcpu *vcpu)
  * Return: The number of entries that were reset, less than what was harvested
  * only if a fatal signal is pending; -EINVAL if the VM has no dirty rings.
  */
-int kvm_dirty_ring_reset(struct kvm *kvm)
+int kvm_dirty_ring_reset(struct kvm *kvm, struct kvm_vcpu *only)
 {
 	struct kvm_vcpu *vcpu;
 	int i, count = 0;
@@ -565,8 +566,11 @@ int kvm_dirty_ring_reset(struct kvm *kvm)
 		return -EINVAL;
 
 	atomic_inc(&kvm->dirty_ring_resets);
-	kvm_for_each_vcpu(i, vcpu, kvm)
-		count += ring_reset(kvm, vcpu);
+	if (only)
+		count = ring_reset(kvm, only);
+	else
+		kvm_for_each_vcpu(i, vcpu, kvm)
+			count += ring_reset(kvm, vcpu);
 
 	/*
 	 * Flush even if no mapping had to be changed: another reset may have

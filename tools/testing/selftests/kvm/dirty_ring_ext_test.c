@@ -4,6 +4,8 @@
  *
  * Shows, one case each, that
  *  - KVM_CAP_DIRTY_RING_EXT tells what there is,
+ *  - KVM_RESET_DIRTY_RINGS on a vCPU resets its ring alone, while it runs and
+ *    others are reset, and a copy kept up to date that way is right,
  *  - after KVM_SYNC_DIRTY_RINGS one harvest sees all that was written before,
  *    while vCPUs run, and no vCPU returns to userspace for it,
  *  - that includes what a vCPU wrote that is preempted,
@@ -32,15 +34,25 @@ static int vm_sync(struct kvm_vm *vm)
 	return ioctl(vm_get_fd(vm), KVM_SYNC_DIRTY_RINGS, 0) ? -errno : 0;
 }
 
-static void need_sync(void)
+static void need(int feature, const char *name)
 {
 	struct kvm_vm *vm = vm_create(VM_MODE_DEFAULT, 0, O_RDWR);
 	int ext = ioctl(vm_get_fd(vm), KVM_CHECK_EXTENSION,
 			KVM_CAP_DIRTY_RING_EXT);
 
 	kvm_vm_free(vm);
-	if (ext <= 0 || !(ext & KVM_DIRTY_RING_EXT_SYNC))
-		test_case_skip("KVM has no KVM_SYNC_DIRTY_RINGS");
+	if (ext <= 0 || !(ext & feature))
+		test_case_skip("KVM has no %s", name);
+}
+
+static void need_sync(void)
+{
+	need(KVM_DIRTY_RING_EXT_SYNC, "KVM_SYNC_DIRTY_RINGS");
+}
+
+static void need_vcpu_reset(void)
+{
+	need(KVM_DIRTY_RING_EXT_VCPU_RESET, "reset of a vCPU's ring alone");
 }
 
 static void numbers(void)
@@ -49,12 +61,14 @@ static void numbers(void)
 	int ext;
 
 	EXPECT(KVM_CAP_DIRTY_RING_EXT, 0x44520001);
+	EXPECT(KVM_DIRTY_RING_EXT_VCPU_RESET, 1 << 0);
 	EXPECT(KVM_DIRTY_RING_EXT_SYNC, 1 << 1);
 	EXPECT(KVM_SYNC_DIRTY_RINGS, _IO(0xae, 0xf7));
 
 	/* Nothing but what is known here. */
 	ext = ioctl(vm_get_fd(vm), KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_RING_EXT);
-	EXPECT(ext & ~KVM_DIRTY_RING_EXT_SYNC, 0);
+	EXPECT(ext & ~(KVM_DIRTY_RING_EXT_VCPU_RESET | KVM_DIRTY_RING_EXT_SYNC),
+	       0);
 	kvm_vm_free(vm);
 }
 
@@ -294,6 +308,161 @@ static void sync_in_parallel(void)
 	ring_vm_free(rv);
 }
 
+static int vcpu_reset(struct kvm_vm *vm, uint32_t vcpu)
+{
+	int ret = _vcpu_ioctl(vm, vcpu, KVM_RESET_DIRTY_RINGS, NULL);
+
+	return ret < 0 ? -errno : ret;
+}
+
+static void vcpu_reset_without_ring(void)
+{
+	struct kvm_vm *vm = vm_create(VM_MODE_DEFAULT, 0, O_RDWR);
+
+	need_vcpu_reset();
+	vm_vcpu_add(vm, 0);
+	EXPECT(vcpu_reset(vm, 0), -EINVAL);
+	kvm_vm_free(vm);
+}
+
+static void vcpu_reset_alone(void)
+{
+	struct ring_vm *rv;
+
+	need_vcpu_reset();
+	rv = ring_vm_create(ring_vm_min_entries(), 2, 64,
+			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	ring_vm_write(rv, 0, 0, 32);
+	ring_vm_write(rv, 1, 32, 32);
+	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), 32);
+	EXPECT(ring_vm_harvest(rv, 1, DIRTY_RING_HARVEST_ALL), 32);
+	ring_vm_expect(rv, 0, 64);
+
+	/* The pages of this ring are protected again, */
+	EXPECT(vcpu_reset(rv->vm, 0), 32);
+	EXPECT(vcpu_reset(rv->vm, 0), 0);
+	ring_vm_write(rv, 0, 0, 32);
+	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), 32);
+	ring_vm_expect(rv, 0, 32);
+	/* those of the other are not. */
+	ring_vm_write(rv, 0, 32, 32);
+	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), 0);
+
+	/* What is harvested is there for whoever asks. */
+	EXPECT(vcpu_reset(rv->vm, 1), 32);
+	EXPECT(vm_reset_dirty_rings(rv->vm), 32);
+	ring_vm_write(rv, 1, 0, 64);
+	EXPECT(ring_vm_collect(rv), 64);
+	ring_vm_expect(rv, 0, 64);
+	ring_vm_free(rv);
+}
+
+/*
+ * Each vCPU writes to all pages, and has a thread that harvests and resets its
+ * ring as long as it runs, and copies the pages.
+ */
+#define HARVESTED_VCPUS	4
+#define HARVESTED_PAGES	256
+
+struct harvester {
+	struct ring_vm *rv;
+	uint32_t vcpu;
+	/* What was harvested, not copied yet; allocated. */
+	uint64_t *pages;
+	uint32_t nr_pages;
+	uint8_t *copy;
+	bool quit;
+	pthread_t thread;
+};
+
+/* Threads copy the same pages; the one that was reset last has to win. */
+static pthread_mutex_t copy_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void note_page(uint32_t slot, uint64_t offset, void *data)
+{
+	struct harvester *h = data;
+
+	TEST_ASSERT(offset < HARVESTED_PAGES, "Page %lu was reported", offset);
+	h->pages[h->nr_pages++] = offset;
+}
+
+static uint32_t harvest_and_copy(struct harvester *h)
+{
+	int page = getpagesize();
+	uint32_t n, i;
+
+	h->nr_pages = 0;
+	n = vcpu_harvest_dirty_ring(h->rv->vm, h->vcpu, DIRTY_RING_HARVEST_ALL,
+				    note_page, h);
+	EXPECT(vcpu_reset(h->rv->vm, h->vcpu), n);
+	for (i = 0; i < n; i++) {
+		pthread_mutex_lock(&copy_lock);
+		memcpy(h->copy + h->pages[i] * page,
+		       h->rv->mem + h->pages[i] * page, page);
+		pthread_mutex_unlock(&copy_lock);
+	}
+	return n;
+}
+
+static void *harvester_fn(void *data)
+{
+	struct harvester *h = data;
+	uint64_t total = 0;
+
+	while (!READ_ONCE(h->quit))
+		total += harvest_and_copy(h);
+	return (void *)total;
+}
+
+static void vcpu_reset_running(void)
+{
+	struct ring_vm_runner runners[HARVESTED_VCPUS];
+	struct harvester h[HARVESTED_VCPUS];
+	uint64_t total = 0, size;
+	uint8_t *copy;
+	struct ring_vm *rv;
+	void *entries;
+	int i;
+
+	need_vcpu_reset();
+	rv = ring_vm_create(ring_vm_min_entries(), HARVESTED_VCPUS,
+			    HARVESTED_PAGES, KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	size = rv->pages * getpagesize();
+	copy = calloc(1, size);
+	TEST_ASSERT(copy, "Insufficient Memory");
+
+	for (i = 0; i < HARVESTED_VCPUS; i++) {
+		h[i] = (struct harvester){ .rv = rv, .vcpu = i, .copy = copy };
+		h[i].pages = calloc(rv->entries, sizeof(*h[i].pages));
+		TEST_ASSERT(h[i].pages, "Insufficient Memory");
+		ring_vm_set_task(rv, i, 0, HARVESTED_PAGES, 1);
+		WRITE_ONCE(ring_vm_task(rv, i)->spin, 1);
+		ring_vm_runner_start(&runners[i], rv, i);
+		EXPECT(pthread_create(&h[i].thread, NULL, harvester_fn, &h[i]),
+		       0);
+	}
+	sleep(3);
+	for (i = 0; i < HARVESTED_VCPUS; i++)
+		ring_vm_runner_stop(&runners[i]);
+	for (i = 0; i < HARVESTED_VCPUS; i++) {
+		WRITE_ONCE(h[i].quit, true);
+		EXPECT(pthread_join(h[i].thread, &entries), 0);
+		total += (uint64_t)entries;
+	}
+	for (i = 0; i < HARVESTED_VCPUS; i++) {
+		while (harvest_and_copy(&h[i]))
+			;
+		free(h[i].pages);
+	}
+
+	printf("# %lu entries\n", total);
+	TEST_ASSERT(total > 1000, "Only %lu entries meanwhile", total);
+	TEST_ASSERT(!memcmp(copy, rv->mem, size),
+		    "The copy is not what the memory is");
+	free(copy);
+	ring_vm_free(rv);
+}
+
 #ifdef __x86_64__
 
 static void sync_no_room(void)
@@ -445,6 +614,10 @@ static void statistics(void)
 
 static const struct test_case cases[] = {
 	{ "numbers", numbers },
+	{ "vcpu-reset-without-ring: EINVAL", vcpu_reset_without_ring },
+	{ "vcpu-reset-alone: that ring and no other", vcpu_reset_alone },
+	{ "vcpu-reset-running: beside vCPUs and each other",
+	  vcpu_reset_running },
 	{ "sync-without-ring: EINVAL", sync_without_ring },
 	{ "sync-running: one harvest sees all that was written", sync_running },
 	{ "sync-preempted: sees what a preempted vCPU wrote", sync_preempted },
