@@ -4,8 +4,10 @@
 
 #include <linux/atomic.h>
 #include <linux/kvm.h>
+#include <linux/kvm_types.h>
 #include <linux/mm_types.h>
 #include <linux/mutex.h>
+#include <asm/local64.h>
 
 struct dentry;
 struct kvm;
@@ -31,14 +33,15 @@ struct vm_fault;
 
 /**
  * struct kvm_dirty_ring_vcpu_stat - what happened to a vCPU's dirty ring
- * @pushed:	entries the vCPU pushed to it. Written by the vCPU's task.
- * @skipped:	times the vCPU dirtied a page that was in it already, and was not
- *		pushed again. Written by the vCPU's task.
+ * @pushed:	entries the vCPU published in it. Written on the CPU where the vCPU
+ *		is loaded, in interrupts as well.
+ * @skipped:	times KVM wrote to a page for the vCPU that was in it already, and
+ *		was not pushed again. Written by the vCPU's task.
  * @full_exits:	exits to userspace at the soft limit. Written by the vCPU's task.
  * @reset:	entries that were reset. Written under reset_lock.
  */
 struct kvm_dirty_ring_vcpu_stat {
-	u64 pushed;
+	local64_t pushed;
 	u64 skipped;
 	u64 full_exits;
 	u64 reset;
@@ -73,32 +76,36 @@ struct kvm_dirty_ring_vm_stat {
  * struct kvm_dirty_ring - one vCPU's ring of dirty pages
  * @entries:	the ring, shared with userspace and not to be trusted; NULL if
  *		the VM has no dirty rings. Set at vCPU creation.
- * @size:	entries in the ring, a power of two. Set at vCPU creation.
+ * @mask:	entries in the ring, a power of two, less one. Set at vCPU
+ *		creation.
  * @soft_limit:	used entries that make the vCPU exit to userspace. Set at vCPU
  *		creation.
  * @head:	entries pushed since creation, modulo 2^32. Advanced by whoever
  *		pushes, without a lock, from any context.
+ * @soft_end:	@head's value when the next push makes the vCPU exit to userspace:
+ *		@tail + @soft_limit - 1. Written with @tail.
+ * @stat:	for debugfs; a sync compares how many were pushed with @head
+ * @pushed_other: entries that others published in it, modulo 2^32. Written under
+ *		the lock of struct kvm_dirty_aside.
+ * @recent:	an entry pushed lately for a page of that offset modulo the size of
+ *		this array. Only a hint; any value is allowed.
  * @tail:	entries reset since creation, modulo 2^32. Written under
  *		@reset_lock, read by whoever pushes.
- * @push_seq:	odd while the vCPU pushes to its own ring, which it does with
- *		interrupts off. Written by the vCPU's task, read by a sync.
- * @recent:	the last entry pushed for pages of that offset modulo the size of
- *		this array. Only a hint; any value is allowed.
- * @stat:	for debugfs
  * @reset_lock:	serializes resets of this ring
  *
- * head and tail count, they do not wrap at @size: entry n is
- * entries[n & (size - 1)], and head - tail entries are in use.
+ * head and tail count, they do not wrap at the ring's size: entry n is
+ * entries[n & mask], and head - tail entries are in use.
  */
 struct kvm_dirty_ring {
 	struct kvm_dirty_gfn *entries;
-	u32 size;
+	u32 mask;
 	u32 soft_limit;
 	atomic_t head;
-	u32 tail;
-	u32 push_seq;
-	u32 recent[KVM_DIRTY_RING_RECENT];
+	u32 soft_end;
 	struct kvm_dirty_ring_vcpu_stat stat;
+	u32 pushed_other;
+	u32 recent[KVM_DIRTY_RING_RECENT];
+	u32 tail;
 	struct mutex reset_lock; /* one reset at a time, writes tail */
 };
 
@@ -115,11 +122,18 @@ int kvm_dirty_ring_mmap(struct kvm_vcpu *vcpu, struct vm_area_struct *vma);
 bool kvm_dirty_ring_has_page(struct kvm_vcpu *vcpu, pgoff_t pgoff);
 vm_fault_t kvm_dirty_ring_fault(struct kvm_vcpu *vcpu, struct vm_fault *vmf);
 
-void kvm_dirty_ring_push(struct kvm *kvm, struct kvm_memory_slot *memslot,
-			 u64 offset);
+void kvm_dirty_ring_push(struct kvm_vcpu *vcpu, gfn_t gfn);
+void kvm_dirty_ring_push_once(struct kvm *kvm, struct kvm_memory_slot *memslot,
+			      u64 offset);
 bool kvm_dirty_ring_full_exit(struct kvm_vcpu *vcpu);
 int kvm_dirty_ring_reset(struct kvm *kvm, struct kvm_vcpu *only);
 int kvm_dirty_ring_sync(struct kvm *kvm);
+void kvm_dirty_ring_protect_masked(struct kvm *kvm,
+				   struct kvm_memory_slot *memslot,
+				   const u64 *offset, u32 nr);
+void kvm_arch_dirty_ring_protect(struct kvm *kvm,
+				 struct kvm_memory_slot *memslot,
+				 const u64 *offset, u32 nr);
 void kvm_dirty_ring_create_debugfs(struct kvm_vcpu *vcpu,
 				   struct dentry *dentry);
 
@@ -162,9 +176,13 @@ static inline vm_fault_t kvm_dirty_ring_fault(struct kvm_vcpu *vcpu,
 	return VM_FAULT_SIGBUS;
 }
 
-static inline void kvm_dirty_ring_push(struct kvm *kvm,
-				       struct kvm_memory_slot *memslot,
-				       u64 offset)
+static inline void kvm_dirty_ring_push(struct kvm_vcpu *vcpu, gfn_t gfn)
+{
+}
+
+static inline void kvm_dirty_ring_push_once(struct kvm *kvm,
+					    struct kvm_memory_slot *memslot,
+					    u64 offset)
 {
 }
 

@@ -29,8 +29,9 @@
  *  - push writes slot and offset, then store-releases DIRTY; userspace
  *    load-acquires flags.
  *  - userspace store-releases RESET; reset load-acquires flags.
- *  - reset store-releases flags = 0 and then tail; push load-acquires tail
- *    before it claims an entry, so an entry that is claimed is empty.
+ *  - reset store-releases flags = 0 and then tail and soft_end; push
+ *    load-acquires one of the two before it claims an entry, so an entry that
+ *    is claimed is empty.
  *
  * What a reset may rely on
  * ------------------------
@@ -51,14 +52,15 @@
  * (steal time) with the runqueue locked, in an interrupt (the CPU's own log),
  * and from plain process context. Several tasks may push to one ring at the
  * same time, see below. Hence a vCPU's push to its own ring takes no lock; only
- * a page that finds no room there takes one, see struct kvm_dirty_aside.
- * Interrupts are off in both, so that between claiming an entry and publishing
- * it nobody is preempted, and nothing else is pushed by the same CPU.
+ * a page that finds no room there takes one, see struct kvm_dirty_aside. Between
+ * claiming an entry and publishing it nobody is preempted; an interrupt may push
+ * to the same ring meanwhile, but then it does all of its push.
  *
- * KVM writes some pages over and over: steal time, clocks, an emulated device's
- * memory. A page that is in the vCPU's ring and not harvested is not pushed
- * again, as far as a short memory of the last entries goes: userspace harvests
- * the entry later, and looks at the page later still.
+ * The guest's own writes are told once each, by a fault or by the CPU's log. KVM
+ * writes some pages over and over: steal time, clocks, an emulated device's
+ * memory. A page that KVM writes, and that is in the vCPU's ring and not
+ * harvested, is not pushed again, as far as a short memory of the last entries
+ * goes: userspace harvests the entry later, and looks at the page later still.
  *
  * Dirty without a running vCPU, and rings without room
  * ----------------------------------------------------
@@ -76,9 +78,9 @@
  * ----------------------
  * Three things, and a sync waits for each: writes in a CPU's own log, which the
  * architecture brings in; pages kept aside; entries claimed and not published,
- * behind which published ones cannot be harvested. Those are claimed under the
- * lock of struct kvm_dirty_aside, or by a vCPU for its own ring between two
- * increments of push_seq.
+ * behind which published ones cannot be harvested. There are none of those in a
+ * ring while as many entries were published, by the vCPU and by others, as were
+ * claimed.
  */
 
 #include <linux/kvm_host.h>
@@ -148,33 +150,58 @@ static u32 ring_used(struct kvm_dirty_ring *ring)
 	return atomic_read(&ring->head) - tail;
 }
 
-/* Push to the ring of @vcpu unless @limit entries are in use. */
-static bool ring_push(struct kvm_vcpu *vcpu, struct dirty_page page, u32 limit)
+/*
+ * Claim the next entry of @ring, unless that is @end. The caller is not preempted
+ * before it has published it, and counted it as published.
+ */
+static __always_inline bool ring_claim(struct kvm_dirty_ring *ring, u32 end,
+				       u32 *nr)
 {
-	struct kvm_dirty_ring *ring = &vcpu->dirty_ring;
-	struct kvm_dirty_gfn *entry;
-	u32 tail;
-	int head;
+	*nr = atomic_read(&ring->head);
 
 	do {
-		/* Acquire pairs with the release in reset_release(). */
-		tail = smp_load_acquire(&ring->tail);
-		head = atomic_read(&ring->head);
-		if (head - tail >= limit)
+		if ((s32)(*nr - end) >= 0)
 			return false;
-	} while (!atomic_try_cmpxchg(&ring->head, &head, head + 1));
+	} while (!atomic_try_cmpxchg_relaxed(&ring->head, (int *)nr,
+					     *nr + 1));
 
-	entry = &ring->entries[head & (ring->size - 1)];
+	return true;
+}
+
+/* Publish entry @nr, claimed before. */
+static __always_inline void ring_publish(struct kvm_dirty_ring *ring, u32 nr,
+					 struct dirty_page page)
+{
+	struct kvm_dirty_gfn *entry = &ring->entries[nr & ring->mask];
+
 	WRITE_ONCE(entry->slot, page.slot);
 	WRITE_ONCE(entry->offset, page.offset);
 	/* Pairs with the acquire of flags in userspace. */
 	smp_store_release(&entry->flags, KVM_DIRTY_GFN_F_DIRTY);
-	WRITE_ONCE(ring->recent[page.offset % ARRAY_SIZE(ring->recent)], head);
+	/* Pairs with the barrier in ring_all_published(). */
+	smp_wmb();
+}
 
-	trace_kvm_dirty_ring_push(vcpu->vcpu_id, page.slot, page.offset,
-				  head + 1 - tail);
+/*
+ * Push to the ring of @vcpu unless @limit entries are in use, and have the vCPU
+ * exit if it is at its soft limit then. Not to be preempted, see ring_claim().
+ */
+static bool ring_push(struct kvm_vcpu *vcpu, struct dirty_page page, u32 limit)
+{
+	struct kvm_dirty_ring *ring = &vcpu->dirty_ring;
+	u32 nr, used;
 
-	if (head + 1 - tail >= ring->soft_limit)
+	/* Acquire pairs with the release in reset_release(). */
+	if (!ring_claim(ring, smp_load_acquire(&ring->tail) + limit, &nr))
+		return false;
+
+	ring_publish(ring, nr, page);
+	/* Only a hint, see ring_has(). */
+	WRITE_ONCE(ring->recent[page.offset % ARRAY_SIZE(ring->recent)], nr);
+
+	used = ring_used(ring);
+	trace_kvm_dirty_ring_push(vcpu->vcpu_id, page.slot, page.offset, used);
+	if (used >= ring->soft_limit)
 		kvm_make_request(KVM_REQ_DIRTY_RING_FULL, vcpu);
 
 	return true;
@@ -186,8 +213,9 @@ static bool ring_push(struct kvm_vcpu *vcpu, struct dirty_page page, u32 limit)
  */
 static bool ring_has(struct kvm_dirty_ring *ring, struct dirty_page page)
 {
-	u32 nr = ring->recent[page.offset % ARRAY_SIZE(ring->recent)];
-	struct kvm_dirty_gfn *entry = &ring->entries[nr & (ring->size - 1)];
+	u32 nr = READ_ONCE(ring->recent[page.offset %
+					ARRAY_SIZE(ring->recent)]);
+	struct kvm_dirty_gfn *entry = &ring->entries[nr & ring->mask];
 	u32 tail;
 
 	if (READ_ONCE(entry->offset) != page.offset ||
@@ -204,7 +232,8 @@ static bool ring_has(struct kvm_dirty_ring *ring, struct dirty_page page)
 
 	/* All of this was about entry nr only if that is in use still. */
 	smp_rmb();
-	tail = READ_ONCE(ring->tail);
+	/* As in ring_used(): head behind tail would let any entry be in use. */
+	tail = smp_load_acquire(&ring->tail);
 	return nr - tail < atomic_read(&ring->head) - tail;
 }
 
@@ -212,22 +241,13 @@ static bool ring_has(struct kvm_dirty_ring *ring, struct dirty_page page)
 static bool own_ring_push(struct kvm_vcpu *vcpu, struct dirty_page page)
 {
 	struct kvm_dirty_ring *ring = &vcpu->dirty_ring;
-	unsigned long flags;
 	bool pushed;
 
-	local_irq_save(flags);
-	WRITE_ONCE(ring->push_seq, ring->push_seq + 1);
-	if (ring_has(ring, page)) {
-		ring->stat.skipped++;
-		pushed = true;
-	} else {
-		pushed = ring_push(vcpu, page, ring->size);
-		if (pushed)
-			ring->stat.pushed++;
-	}
-	/* Pairs with the acquire in kvm_dirty_ring_sync(). */
-	smp_store_release(&ring->push_seq, ring->push_seq + 1);
-	local_irq_restore(flags);
+	preempt_disable();
+	pushed = ring_push(vcpu, page, ring->mask + 1);
+	if (pushed)
+		local64_inc(&ring->stat.pushed);
+	preempt_enable();
 
 	return pushed;
 }
@@ -238,15 +258,18 @@ static bool own_ring_push(struct kvm_vcpu *vcpu, struct dirty_page page)
  */
 static bool any_ring_push(struct kvm *kvm, struct dirty_page page)
 {
+	struct kvm_dirty_ring *ring;
 	struct kvm_vcpu *vcpu;
 	int i;
 
 	kvm_for_each_vcpu(i, vcpu, kvm) {
-		if (ring_has(&vcpu->dirty_ring, page)) {
+		ring = &vcpu->dirty_ring;
+		if (ring_has(ring, page)) {
 			kvm->dirty_ring_stat.skipped_other++;
 			return true;
 		}
-		if (ring_push(vcpu, page, vcpu->dirty_ring.soft_limit)) {
+		if (ring_push(vcpu, page, ring->soft_limit)) {
+			WRITE_ONCE(ring->pushed_other, ring->pushed_other + 1);
 			kvm->dirty_ring_stat.pushed_other++;
 			return true;
 		}
@@ -344,29 +367,21 @@ static void aside_push(struct kvm *kvm)
 	} while (more);
 }
 
-/**
- * kvm_dirty_ring_push - report a page as dirty
- * @kvm:	the VM, with dirty rings enabled
- * @memslot:	the memslot of the page
- * @offset:	the page's index in @memslot
- *
- * Context: Any but NMI. Does not sleep. @memslot must be protected by kvm->srcu
- * or kvm->slots_lock.
- */
-void kvm_dirty_ring_push(struct kvm *kvm, struct kvm_memory_slot *memslot,
-			 u64 offset)
+static struct dirty_page dirty_page(struct kvm_memory_slot *memslot, u64 offset)
 {
-	struct kvm_vcpu *vcpu = kvm_get_running_vcpu();
 	struct dirty_page page = {
 		.offset = offset,
-		.slot = memslot->as_id << 16 | memslot->id,
+		.slot = memslot->as_id << 16 | (u16)memslot->id,
 	};
+
+	return page;
+}
+
+/* Push where there is room, or else keep aside. */
+static noinline void push_elsewhere(struct kvm *kvm, struct dirty_page page)
+{
 	struct kvm_dirty_aside *aside;
 	unsigned long flags;
-
-	if (likely(vcpu && vcpu->kvm == kvm) &&
-	    likely(own_ring_push(vcpu, page)))
-		return;
 
 	/*
 	 * Pairs with the release of dirty_ring_size. Either that was seen set,
@@ -385,6 +400,79 @@ void kvm_dirty_ring_push(struct kvm *kvm, struct kvm_memory_slot *memslot,
 					   aside->nr_pages, aside->nr_ranges);
 	}
 	raw_spin_unlock_irqrestore(&aside->lock, flags);
+}
+
+/* All that is not as usual, out of the way of what is. */
+static noinline void push_slow(struct kvm_vcpu *vcpu,
+			       struct kvm_memory_slot *memslot, gfn_t gfn)
+{
+	struct dirty_page page = dirty_page(memslot, gfn - memslot->base_gfn);
+
+	if (!own_ring_push(vcpu, page))
+		push_elsewhere(vcpu->kvm, page);
+}
+
+/**
+ * kvm_dirty_ring_push - report a page that the guest wrote as dirty
+ * @vcpu:	the vCPU that wrote it, loaded, with a dirty ring
+ * @gfn:	the page; nothing is reported if dirty pages of its memslot are not
+ *		tracked, or if it has none
+ *
+ * Context: On the CPU where @vcpu is loaded; any but NMI. Does not sleep.
+ * kvm->srcu or kvm->slots_lock held.
+ */
+void kvm_dirty_ring_push(struct kvm_vcpu *vcpu, gfn_t gfn)
+{
+	struct kvm_memslots *slots = kvm_vcpu_memslots(vcpu);
+	struct kvm_memory_slot *memslot = __gfn_to_memslot(slots, gfn);
+	struct kvm_dirty_ring *ring = &vcpu->dirty_ring;
+	u32 end, nr;
+
+	if (!memslot || !kvm_slot_dirty_track_enabled(memslot))
+		return;
+
+	preempt_disable();
+	/* Pairs with the release in reset_release(). */
+	end = smp_load_acquire(&ring->soft_end);
+	if (trace_kvm_dirty_ring_push_enabled() ||
+	    unlikely(!ring_claim(ring, end, &nr))) {
+		preempt_enable();
+		push_slow(vcpu, memslot, gfn);
+		return;
+	}
+	ring_publish(ring, nr, dirty_page(memslot, gfn - memslot->base_gfn));
+	local64_inc(&ring->stat.pushed);
+	preempt_enable();
+}
+
+/**
+ * kvm_dirty_ring_push_once - report a page as dirty unless it is in the ring
+ * @kvm:	the VM, with dirty rings enabled
+ * @memslot:	the memslot of the page
+ * @offset:	the page's index in @memslot
+ *
+ * For what KVM itself writes, on behalf of a vCPU or of the VM.
+ *
+ * Context: Any but NMI. Does not sleep. @memslot must be protected by kvm->srcu
+ * or kvm->slots_lock.
+ */
+void kvm_dirty_ring_push_once(struct kvm *kvm, struct kvm_memory_slot *memslot,
+			      u64 offset)
+{
+	struct kvm_vcpu *vcpu = kvm_get_running_vcpu();
+	struct dirty_page page = dirty_page(memslot, offset);
+	struct kvm_dirty_ring *ring;
+
+	if (likely(vcpu && vcpu->kvm == kvm)) {
+		ring = &vcpu->dirty_ring;
+		if (ring_has(ring, page)) {
+			ring->stat.skipped++;
+			return;
+		}
+		if (own_ring_push(vcpu, page))
+			return;
+	}
+	push_elsewhere(kvm, page);
 }
 
 /**
@@ -415,30 +503,6 @@ bool kvm_dirty_ring_full_exit(struct kvm_vcpu *vcpu)
 	return true;
 }
 
-/*
- * Read up to BATCH_PAGES harvested entries from @first on, and not past @end.
- * What is returned may be nonsense, see reset_protect().
- */
-static u32 reset_collect(struct kvm_dirty_ring *ring, u32 first, u32 end,
-			 struct dirty_page *page)
-{
-	u32 max = min_t(u32, end - first, BATCH_PAGES);
-	u32 nr;
-
-	for (nr = 0; nr < max; nr++) {
-		struct kvm_dirty_gfn *entry;
-
-		entry = &ring->entries[(first + nr) & (ring->size - 1)];
-		/* Acquire pairs with the release in userspace. */
-		if (!(smp_load_acquire(&entry->flags) & KVM_DIRTY_GFN_F_RESET))
-			break;
-		page[nr].slot = READ_ONCE(entry->slot);
-		page[nr].offset = READ_ONCE(entry->offset);
-	}
-
-	return nr;
-}
-
 /* The memslot that userspace says an entry is of, or NULL. */
 static struct kvm_memory_slot *reset_memslot(struct kvm *kvm, u32 slot)
 {
@@ -457,60 +521,117 @@ static struct kvm_memory_slot *reset_memslot(struct kvm *kvm, u32 slot)
 	return memslot;
 }
 
-/*
- * Write-protect the pages, or clear their dirty bits, without flushing TLBs.
- * Pages that do not exist, or are not tracked (any more), are skipped.
+/**
+ * kvm_dirty_ring_protect_masked - write-protect pages, by masks
+ * @kvm:	the VM
+ * @memslot:	the memslot of the pages
+ * @offset:	the pages' indices in @memslot, all of them in it, in any order
+ * @nr:		how many
+ *
+ * For architectures whose walk of page tables is by masks.
+ *
+ * Context: kvm->srcu and mmu_lock held.
  */
-static void reset_protect(struct kvm *kvm, const struct dirty_page *page,
-			  u32 nr)
+void kvm_dirty_ring_protect_masked(struct kvm *kvm,
+				   struct kvm_memory_slot *memslot,
+				   const u64 *offset, u32 nr)
 {
-	struct kvm_memory_slot *memslot;
 	unsigned long mask;
-	u32 i = 0, slot;
+	u32 i = 0;
 	u64 base;
-	int idx;
-
-	idx = srcu_read_lock(&kvm->srcu);
-	spin_lock(&kvm->mmu_lock);
 
 	while (i < nr) {
-		slot = page[i].slot;
-		base = round_down(page[i].offset, BITS_PER_LONG);
-		memslot = reset_memslot(kvm, slot);
-		mask = 0;
-
-		for (; i < nr && page[i].slot == slot &&
-		     round_down(page[i].offset, BITS_PER_LONG) == base; i++)
-			if (memslot && page[i].offset < memslot->npages)
-				__set_bit(page[i].offset - base, &mask);
-
-		if (mask)
-			kvm_arch_mmu_enable_log_dirty_pt_masked(kvm, memslot,
-								base, mask);
+		base = round_down(offset[i], BITS_PER_LONG);
+		for (mask = 0;
+		     i < nr && round_down(offset[i], BITS_PER_LONG) == base;
+		     i++)
+			__set_bit(offset[i] - base, &mask);
+		kvm_arch_mmu_enable_log_dirty_pt_masked(kvm, memslot, base,
+							mask);
 	}
+}
 
-	spin_unlock(&kvm->mmu_lock);
-	srcu_read_unlock(&kvm->srcu, idx);
+/**
+ * kvm_arch_dirty_ring_protect - write-protect pages, or clear their dirty bits
+ * @kvm:	the VM
+ * @memslot:	the memslot of the pages
+ * @offset:	the pages' indices in @memslot, all of them in it, in any order
+ * @nr:		how many
+ *
+ * Their mappings are no huge ones. The caller flushes TLBs.
+ *
+ * Context: kvm->srcu and mmu_lock held.
+ */
+void __weak kvm_arch_dirty_ring_protect(struct kvm *kvm,
+					struct kvm_memory_slot *memslot,
+					const u64 *offset, u32 nr)
+{
+	kvm_dirty_ring_protect_masked(kvm, memslot, offset, nr);
+}
+
+/*
+ * Protect the pages of up to BATCH_PAGES harvested entries, from @first on and
+ * not past @end. Pages that do not exist, or are not tracked (any more), are
+ * skipped. Returns the number of entries.
+ */
+static u32 reset_protect(struct kvm *kvm, struct kvm_dirty_ring *ring,
+			 u32 first, u32 end)
+{
+	struct kvm_memory_slot *memslot = NULL;
+	u32 max = min_t(u32, end - first, BATCH_PAGES);
+	u32 nr, nr_pages = 0, slot, memslot_slot = 0;
+	u64 page[BATCH_PAGES], offset;
+
+	for (nr = 0; nr < max; nr++) {
+		struct kvm_dirty_gfn *entry;
+
+		entry = &ring->entries[(first + nr) & ring->mask];
+		/* Acquire pairs with the release in userspace. */
+		if (!(smp_load_acquire(&entry->flags) & KVM_DIRTY_GFN_F_RESET))
+			break;
+
+		slot = READ_ONCE(entry->slot);
+		offset = READ_ONCE(entry->offset);
+		if (unlikely(!nr || slot != memslot_slot)) {
+			if (nr_pages)
+				kvm_arch_dirty_ring_protect(kvm, memslot, page,
+							    nr_pages);
+			nr_pages = 0;
+			memslot = reset_memslot(kvm, slot);
+			memslot_slot = slot;
+		}
+		if (likely(memslot && offset < memslot->npages))
+			page[nr_pages++] =
+				array_index_nospec((unsigned long)offset,
+						   memslot->npages);
+	}
+	if (nr_pages)
+		kvm_arch_dirty_ring_protect(kvm, memslot, page, nr_pages);
+
+	return nr;
 }
 
 /* Return entries to whoever pushes. */
 static void reset_release(struct kvm_dirty_ring *ring, u32 first, u32 nr)
 {
+	u32 tail = first + nr;
 	u32 i;
 
-	for (i = first; i != first + nr; i++)
-		WRITE_ONCE(ring->entries[i & (ring->size - 1)].flags, 0);
+	for (i = first; i != tail; i++)
+		WRITE_ONCE(ring->entries[i & ring->mask].flags, 0);
 
 	/* Pairs with the acquire in ring_push(): empty before claimed. */
-	smp_store_release(&ring->tail, first + nr);
+	smp_store_release(&ring->tail, tail);
+	/* The same in kvm_dirty_ring_push(). */
+	smp_store_release(&ring->soft_end, tail + ring->soft_limit - 1);
 }
 
 /* Reset the harvested entries of one ring; the caller flushes TLBs. */
 static u32 ring_reset(struct kvm *kvm, struct kvm_vcpu *vcpu)
 {
 	struct kvm_dirty_ring *ring = &vcpu->dirty_ring;
-	struct dirty_page page[BATCH_PAGES];
 	u32 end, nr, count = 0;
+	int idx;
 
 	mutex_lock(&ring->reset_lock);
 	end = atomic_read(&ring->head);
@@ -522,11 +643,14 @@ static u32 ring_reset(struct kvm *kvm, struct kvm_vcpu *vcpu)
 	smp_mb();
 
 	while (!fatal_signal_pending(current)) {
-		nr = reset_collect(ring, ring->tail, end, page);
+		idx = srcu_read_lock(&kvm->srcu);
+		spin_lock(&kvm->mmu_lock);
+		nr = reset_protect(kvm, ring, ring->tail, end);
+		spin_unlock(&kvm->mmu_lock);
+		srcu_read_unlock(&kvm->srcu, idx);
 		if (!nr)
 			break;
 
-		reset_protect(kvm, page, nr);
 		reset_release(ring, ring->tail, nr);
 		count += nr;
 		cond_resched();
@@ -577,8 +701,10 @@ int kvm_dirty_ring_reset(struct kvm *kvm, struct kvm_vcpu *only)
 	 * changed it, for an entry of the same page, and not have flushed yet.
 	 * It may even have taken all that this one's caller had harvested. It
 	 * is counted as long as that is so; the rings' locks order the count.
+	 * Acquire pairs with the release below: once it is not counted any more
+	 * userspace may read what was written until the flush.
 	 */
-	if (count || atomic_read(&kvm->dirty_ring_resets) > 1)
+	if (count || atomic_read_acquire(&kvm->dirty_ring_resets) > 1)
 		kvm_flush_remote_tlbs(kvm);
 	/* Flushed before it is not counted any more. */
 	atomic_dec_return_release(&kvm->dirty_ring_resets);
@@ -599,6 +725,20 @@ void kvm_dirty_ring_vcpu_online(struct kvm_vcpu *vcpu)
 		aside_push(vcpu->kvm);
 }
 
+/* Was there, in the course of this, no entry that was claimed only? */
+static bool ring_all_published(struct kvm_dirty_ring *ring)
+{
+	u32 published = local64_read(&ring->stat.pushed) +
+			READ_ONCE(ring->pushed_other);
+
+	/*
+	 * Pairs with the barrier in ring_push(). What was published is read
+	 * first, here and by userspace: claims can only be too many.
+	 */
+	smp_rmb();
+	return published == atomic_read(&ring->head);
+}
+
 /**
  * kvm_dirty_ring_sync - bring everything that was written into the rings
  * @kvm:	the VM
@@ -616,7 +756,6 @@ int kvm_dirty_ring_sync(struct kvm *kvm)
 	struct kvm_dirty_aside *aside;
 	struct kvm_vcpu *vcpu;
 	bool all;
-	u32 seq;
 	int i;
 
 	if (!kvm_dirty_ring_enabled(kvm))
@@ -631,16 +770,10 @@ int kvm_dirty_ring_sync(struct kvm *kvm)
 	kvm->dirty_ring_stat.syncs++;
 	raw_spin_unlock_irq(&aside->lock);
 
-	/* Pushes that are under way, on other CPUs and with interrupts off. */
-	kvm_for_each_vcpu(i, vcpu, kvm) {
-		seq = READ_ONCE(vcpu->dirty_ring.push_seq);
-		if (!(seq & 1))
-			continue;
-
-		/* Pairs with the release in own_ring_push(). */
-		while (smp_load_acquire(&vcpu->dirty_ring.push_seq) == seq)
+	/* Pushes that are under way, on other CPUs and not preempted. */
+	kvm_for_each_vcpu(i, vcpu, kvm)
+		while (!ring_all_published(&vcpu->dirty_ring))
 			cpu_relax();
-	}
 
 	trace_kvm_dirty_ring_sync(all);
 	return all ? 0 : -ENOSPC;

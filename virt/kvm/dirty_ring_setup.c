@@ -65,7 +65,7 @@ int kvm_dirty_ring_enable(struct kvm *kvm, const struct kvm_enable_cap *cap)
 	if (!kvm->dirty_ring_size && !kvm->created_vcpus) {
 		kvm->dirty_aside = aside;
 		aside = NULL;
-		/* Pairs with the barrier in kvm_dirty_ring_push(). */
+		/* Pairs with the barrier in push_elsewhere(). */
 		smp_store_release(&kvm->dirty_ring_size, (u32)bytes);
 		r = 0;
 	}
@@ -100,6 +100,7 @@ int kvm_dirty_ring_create(struct kvm_vcpu *vcpu)
 {
 	struct kvm_dirty_ring *ring = &vcpu->dirty_ring;
 	u32 bytes = vcpu->kvm->dirty_ring_size;
+	u32 size;
 
 	if (!bytes)
 		return 0;
@@ -110,8 +111,10 @@ int kvm_dirty_ring_create(struct kvm_vcpu *vcpu)
 	if (!ring->entries)
 		return -ENOMEM;
 
-	ring->size = bytes / sizeof(struct kvm_dirty_gfn);
-	ring->soft_limit = ring->size - reserved_entries();
+	size = bytes / sizeof(struct kvm_dirty_gfn);
+	ring->mask = size - 1;
+	ring->soft_limit = size - reserved_entries();
+	ring->soft_end = ring->soft_limit - 1;
 	mutex_init(&ring->reset_lock);
 	return 0;
 }
@@ -219,7 +222,8 @@ void kvm_dirty_ring_create_debugfs(struct kvm_vcpu *vcpu, struct dentry *dentry)
 	if (!kvm_dirty_ring_enabled(vcpu->kvm))
 		return;
 
-	debugfs_create_u64("dirty_ring_pushed", 0444, dentry, &stat->pushed);
+	debugfs_create_u64("dirty_ring_pushed", 0444, dentry,
+			   (u64 *)&stat->pushed);
 	debugfs_create_u64("dirty_ring_skipped", 0444, dentry, &stat->skipped);
 	debugfs_create_u64("dirty_ring_full_exits", 0444, dentry,
 			   &stat->full_exits);
