@@ -1020,6 +1020,35 @@ static void untracked_slot(void)
 	ring_vm_free(rv);
 }
 
+/* A large memslot of which little is mapped, all over it */
+#define SPARSE_PAGES	(64 * 1024)
+#define SPARSE_STRIDE	1021
+
+static void sparse_slot(void)
+{
+	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 1,
+					    SPARSE_PAGES, 0, NULL);
+	uint32_t round, i, count = SPARSE_PAGES / SPARSE_STRIDE;
+
+	for (round = 0; round < 3; round++) {
+		ring_vm_set_task(rv, 0, 5, count, SPARSE_STRIDE);
+		EXPECT(ring_vm_run(rv, 0), RING_VM_DONE);
+		EXPECT(ring_vm_collect(rv), 0);
+
+		vm_mem_region_set_flags(rv->vm, RING_VM_SLOT,
+					KVM_MEM_LOG_DIRTY_PAGES);
+		ring_vm_set_task(rv, 0, 5, count, SPARSE_STRIDE);
+		EXPECT(ring_vm_run(rv, 0), RING_VM_DONE);
+		EXPECT(ring_vm_collect(rv), count);
+		for (i = 0; i < count; i++)
+			EXPECT(rv->seen[5 + i * SPARSE_STRIDE], 1);
+		ring_vm_forget(rv);
+
+		vm_mem_region_set_flags(rv->vm, RING_VM_SLOT, 0);
+	}
+	ring_vm_free(rv);
+}
+
 #ifdef __x86_64__
 static void set_tss_and_identity_map(struct kvm_vm *vm)
 {
@@ -1740,6 +1769,8 @@ static const struct test_case cases[] = {
 	{ "scattered-pages", scattered_pages },
 	{ "many-slots", many_slots },
 	{ "untracked-slot: nothing is reported", untracked_slot },
+	{ "sparse-slot: tracked from when logging is on until it is off",
+	  sparse_slot },
 #ifdef __x86_64__
 	{ "slots-of-kvm: not tracked", slots_of_kvm },
 	{ "smm: an address space of its own", smm_address_space },
