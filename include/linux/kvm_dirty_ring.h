@@ -113,6 +113,8 @@ u32 kvm_arch_dirty_log_size(void);
 
 struct kvm_dirty_aside *kvm_dirty_aside_alloc(void);
 int kvm_dirty_ring_enable(struct kvm *kvm, const struct kvm_enable_cap *cap);
+int kvm_dirty_ring_enable_bitmaps(struct kvm *kvm,
+				  const struct kvm_enable_cap *cap);
 void kvm_dirty_ring_destroy_vm(struct kvm *kvm);
 
 int kvm_dirty_ring_create(struct kvm_vcpu *vcpu);

@@ -74,6 +74,9 @@
  * reset, or the creation of a vCPU. An entry in use is never overwritten, and
  * no page is dropped.
  *
+ * If userspace has asked for bitmaps beside the rings, what is dirtied without
+ * a running vCPU goes to the memslot's bitmap instead, and nothing else does.
+ *
  * What is in no ring yet
  * ----------------------
  * Three things, and a sync waits for each: writes in a CPU's own log, which the
@@ -471,6 +474,15 @@ void kvm_dirty_ring_push_once(struct kvm *kvm, struct kvm_memory_slot *memslot,
 		}
 		if (own_ring_push(vcpu, page))
 			return;
+	} else if (READ_ONCE(kvm->dirty_ring_bitmaps)) {
+		/*
+		 * What counts is that no vCPU is loaded, not who is asking: a
+		 * task that runs a vCPU has none loaded while it calls an ioctl
+		 * of the VM, or of a device such as the GIC's ITS that writes
+		 * its tables to guest memory.
+		 */
+		set_bit_le(offset, memslot->dirty_bitmap);
+		return;
 	}
 	push_elsewhere(kvm, page);
 }

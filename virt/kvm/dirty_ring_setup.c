@@ -75,6 +75,37 @@ int kvm_dirty_ring_enable(struct kvm *kvm, const struct kvm_enable_cap *cap)
 	return r;
 }
 
+#ifdef CONFIG_NEED_KVM_DIRTY_RING_WITH_BITMAP
+/**
+ * kvm_dirty_ring_enable_bitmaps - give a VM's memslots bitmaps beside the rings
+ * @kvm:	the VM
+ * @cap:	from userspace
+ *
+ * Memslots that are there already would have none; do not allow any.
+ *
+ * Context: Process context. Takes kvm->slots_lock. Sleeps.
+ * Return: 0; -EINVAL for flags, and if the VM has no rings or has memslots.
+ */
+int kvm_dirty_ring_enable_bitmaps(struct kvm *kvm,
+				  const struct kvm_enable_cap *cap)
+{
+	int used = 0;
+	int i;
+
+	if (cap->flags || !kvm_dirty_ring_enabled(kvm))
+		return -EINVAL;
+
+	mutex_lock(&kvm->slots_lock);
+	for (i = 0; i < KVM_ADDRESS_SPACE_NUM; i++)
+		used += __kvm_memslots(kvm, i)->used_slots;
+	if (!used)
+		WRITE_ONCE(kvm->dirty_ring_bitmaps, true);
+	mutex_unlock(&kvm->slots_lock);
+
+	return used ? -EINVAL : 0;
+}
+#endif
+
 /**
  * kvm_dirty_ring_destroy_vm - free what a VM with dirty rings has
  * @kvm:	the VM, without vCPUs and with no other user

@@ -230,9 +230,16 @@ static void sync_preempted(void)
 	ring_vm_free(rv);
 }
 
+/* What makes a vCPU wait in KVM_RUN */
+#ifdef __x86_64__
+#define BLOCKED		KVM_MP_STATE_HALTED
+#else
+#define BLOCKED		KVM_MP_STATE_STOPPED
+#endif
+
 static void sync_not_running(void)
 {
-	struct kvm_mp_state halted = { .mp_state = KVM_MP_STATE_HALTED };
+	struct kvm_mp_state blocked = { .mp_state = BLOCKED };
 	struct ring_vm *rv;
 	struct ring_vm_runner runner;
 	struct timespec start;
@@ -243,7 +250,7 @@ static void sync_not_running(void)
 	rv = ring_vm_create(ring_vm_min_entries(), 3, 64,
 			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
 	ring_vm_write(rv, 0, 0, 64);
-	vcpu_set_mp_state(rv->vm, 2, &halted);
+	vcpu_set_mp_state(rv->vm, 2, &blocked);
 	ring_vm_runner_start(&runner, rv, 2);
 
 	clock_gettime(CLOCK_MONOTONIC, &start);

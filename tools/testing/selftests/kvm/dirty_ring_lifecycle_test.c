@@ -322,13 +322,16 @@ static uint64_t *page_of(struct ring_vm *rv, uint64_t page)
 static void resume(struct ring_vm *rv)
 {
 	struct kvm_run *run = vcpu_state(rv->vm, 0);
+	uint64_t ucall;
 
+	/* On arm64 a ucall is MMIO, too. */
 	do {
 		vcpu_run(rv->vm, 0);
 		vm_reset_dirty_rings(rv->vm);
-	} while (run->exit_reason == KVM_EXIT_MMIO);
-	TEST_ASSERT(get_ucall(rv->vm, 0, NULL) == UCALL_SYNC,
-		    "Unexpected exit: %s", exit_reason_str(run->exit_reason));
+		ucall = get_ucall(rv->vm, 0, NULL);
+	} while (!ucall && run->exit_reason == KVM_EXIT_MMIO);
+	TEST_ASSERT(ucall == UCALL_SYNC, "Unexpected exit: %s",
+		    exit_reason_str(run->exit_reason));
 }
 
 /*

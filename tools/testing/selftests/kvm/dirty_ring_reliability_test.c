@@ -797,6 +797,10 @@ static void *migrate_kvm(void *data)
 	}
 	return NULL;
 }
+#else
+/* No ioctl to write with: the last vCPU runs like the others. */
+#define migrate_kvm		migrate_vcpu
+#endif
 
 /* Steal time, which KVM writes whenever it schedules a vCPU. */
 static void migrate_steal_time(struct ring_vm *rv)
@@ -805,17 +809,9 @@ static void migrate_steal_time(struct ring_vm *rv)
 	uint32_t i;
 
 	for (i = 0; i < rv->nr_vcpus - 1; i++)
-		if (_vcpu_set_msr(rv->vm, i, MSR_KVM_STEAL_TIME,
-				  (gpa + 64 * i) | 1) != 1)
+		if (!ring_vm_set_steal_time(rv, i, gpa + 64 * i))
 			printf("# no steal time\n");
 }
-#else
-/* No ioctl to write with: the last vCPU runs like the others. */
-#define migrate_kvm		migrate_vcpu
-static void migrate_steal_time(struct ring_vm *rv)
-{
-}
-#endif
 
 static void migrate(void)
 {

@@ -24,14 +24,14 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#include <asm/kvm_para.h>
-
 #include "test_util.h"
 #include "kvm_util.h"
 #include "dirty_ring_vm.h"
 #include "processor.h"
 
-#define PAGE_BYTES	4096
+#ifdef __x86_64__
+#include <asm/kvm_para.h>
+#endif
 
 /*
  * What the guest writes to, in pages: a memslot that stays, then windows for
@@ -47,7 +47,7 @@
 
 /* The start of each page is for KVM, the rest for the guest; in words. */
 #define KVM_WORDS	8
-#define PAGE_WORDS	(PAGE_BYTES / sizeof(uint64_t))
+#define PAGE_WORDS	(page_bytes / sizeof(uint64_t))
 
 /* One burst of writes to a word in so many is long, up to 2^20 writes. */
 #define BURST_LONG	64
@@ -66,6 +66,7 @@ struct windows {
 } __aligned(64);	/* Within a page, whatever its address. */
 
 static struct windows guest_windows;
+static uint64_t page_bytes;
 
 struct area {
 	uint32_t slot;
@@ -170,7 +171,7 @@ static void guest_code(uint64_t random)
 		random ^= random << 17;
 
 		page = (random >> 32) % GUEST_PAGES;
-		word = (void *)RING_VM_GVA + page * PAGE_BYTES;
+		word = (void *)RING_VM_GVA + page * page_bytes;
 		word += KVM_WORDS + random % (PAGE_WORDS - KVM_WORDS);
 		/*
 		 * Writes that do not leave the guest may use a stale TLB entry,
@@ -179,7 +180,7 @@ static void guest_code(uint64_t random)
 		n = random >> 16 & (BURST_LONG - 1) ? 1 :
 		    1UL << (random >> 24) % BURST_SHIFTS;
 		for (; n && guest_page_is_open(page); n--, stores++)
-			WRITE_ONCE(*word, page << 32 | (stores & UINT32_MAX));
+			guest_store(word, page << 32 | (stores & UINT32_MAX));
 	}
 }
 
@@ -187,6 +188,7 @@ static void guest_code(uint64_t random)
  * vCPUs
  */
 
+#ifdef __x86_64__
 /* Have KVM write, to any page but those of the memslot that is deleted. */
 static void kvm_writes(uint32_t vcpu, unsigned int *random)
 {
@@ -203,7 +205,7 @@ static void kvm_writes(uint32_t vcpu, unsigned int *random)
 		page = rand_r(random) % (GUEST_PAGES - WINDOW_PAGES);
 		if (page >= GONE->first)
 			page += WINDOW_PAGES;
-		gpa = RING_VM_GPA + page * PAGE_BYTES;
+		gpa = RING_VM_GPA + page * page_bytes;
 		/* The others are written later, on the way into the guest. */
 		msr = msrs[n > 1 ? 0 : rand_r(random) % ARRAY_SIZE(msrs)];
 		/* May fail: there may be no steal time, or no memory. */
@@ -212,6 +214,12 @@ static void kvm_writes(uint32_t vcpu, unsigned int *random)
 			count(&total.kvm_writes, 1);
 	}
 }
+#else
+/* Steal time, wherever it was put, is all that KVM writes. */
+static void kvm_writes(uint32_t vcpu, unsigned int *random)
+{
+}
+#endif
 
 static void handle_exit(uint32_t vcpu)
 {
@@ -225,9 +233,9 @@ static void handle_exit(uint32_t vcpu)
 	case KVM_EXIT_MMIO:
 		TEST_ASSERT(run->mmio.is_write &&
 			    run->mmio.phys_addr >=
-			    RING_VM_GPA + BASE_PAGES * PAGE_BYTES &&
+			    RING_VM_GPA + BASE_PAGES * page_bytes &&
 			    run->mmio.phys_addr <
-			    RING_VM_GPA + GUEST_PAGES * PAGE_BYTES,
+			    RING_VM_GPA + GUEST_PAGES * page_bytes,
 			    "MMIO at %#llx", run->mmio.phys_addr);
 		count(&total.mmio, 1);
 		break;
@@ -303,8 +311,8 @@ static void copy_page(uint32_t slot, uint64_t offset)
 	struct area *area = area_of_slot(slot);
 
 	pthread_mutex_lock(lock);
-	memcpy(area->copy + offset * PAGE_BYTES,
-	       area->mem + offset * PAGE_BYTES, PAGE_BYTES);
+	memcpy(area->copy + offset * page_bytes,
+	       area->mem + offset * page_bytes, page_bytes);
 	pthread_mutex_unlock(lock);
 }
 
@@ -400,14 +408,14 @@ static void compare(struct area *area, const char *when)
 		    total.harvested, total.reset, when);
 
 	for (page = area->pages; page--;) {
-		if (memcmp(area->copy + page * PAGE_BYTES,
-			   area->mem + page * PAGE_BYTES, PAGE_BYTES)) {
+		if (memcmp(area->copy + page * page_bytes,
+			   area->mem + page * page_bytes, page_bytes)) {
 			stale++;
 			at = page;
 		}
 	}
-	mem = (uint64_t *)(area->mem + at * PAGE_BYTES);
-	copy = (uint64_t *)(area->copy + at * PAGE_BYTES);
+	mem = (uint64_t *)(area->mem + at * page_bytes);
+	copy = (uint64_t *)(area->copy + at * page_bytes);
 	for (word = 0; stale && mem[word] == copy[word];)
 		word++;
 	TEST_ASSERT(!stale,
@@ -417,7 +425,7 @@ static void compare(struct area *area, const char *when)
 
 	/* The guest wrote where it wanted to, at any place of the memslot. */
 	for (page = 0; page < area->pages; page++) {
-		mem = (uint64_t *)(area->mem + page * PAGE_BYTES);
+		mem = (uint64_t *)(area->mem + page * page_bytes);
 		for (word = KVM_WORDS; word < PAGE_WORDS; word++) {
 			got = mem[word] >> 32;
 			TEST_ASSERT(!mem[word] || got == area->first + page ||
@@ -460,8 +468,8 @@ static void set_memslot(struct area *area, uint64_t pages)
 	struct kvm_userspace_memory_region region = {
 		.slot = area->slot,
 		.flags = KVM_MEM_LOG_DIRTY_PAGES,
-		.guest_phys_addr = RING_VM_GPA + area->first * PAGE_BYTES,
-		.memory_size = pages * PAGE_BYTES,
+		.guest_phys_addr = RING_VM_GPA + area->first * page_bytes,
+		.memory_size = pages * page_bytes,
 		.userspace_addr = (uintptr_t)area->mem,
 	};
 
@@ -514,7 +522,7 @@ static void move(void)
 
 static void area_init(struct area *area, uint32_t window)
 {
-	size_t size = area->pages * PAGE_BYTES;
+	size_t size = area->pages * page_bytes;
 
 	if (area == BASE) {
 		area->mem = rv->mem;
@@ -526,7 +534,7 @@ static void area_init(struct area *area, uint32_t window)
 		set_memslot(area, area->pages);
 		set_open(area, true);
 	}
-	area->copy = calloc(area->pages, PAGE_BYTES);
+	area->copy = calloc(area->pages, page_bytes);
 	TEST_ASSERT(area->copy, "Insufficient Memory");
 }
 
@@ -547,14 +555,17 @@ static void init_lock(pthread_rwlock_t *lock)
 
 static void create_vm(uint32_t nr_vcpus, uint32_t entries)
 {
-	struct kvm_regs regs;
+	uint64_t gpa;
 	uint32_t i;
 
 	rv = ring_vm_create(entries, nr_vcpus, BASE_PAGES,
 			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
-	virt_map(rv->vm, RING_VM_GVA + BASE_PAGES * PAGE_BYTES,
-		 RING_VM_GPA + BASE_PAGES * PAGE_BYTES,
-		 WINDOWS * WINDOW_PAGES, 0);
+	page_bytes = getpagesize();
+	sync_global_to_guest(rv->vm, page_bytes);
+	virt_map(rv->vm, RING_VM_GVA + BASE_PAGES * page_bytes,
+		 RING_VM_GPA + BASE_PAGES * page_bytes,
+		 vm_num_guest_pages(VM_MODE_DEFAULT, WINDOWS * WINDOW_PAGES),
+		 0);
 	windows = addr_gva2hva(rv->vm, (vm_vaddr_t)&guest_windows);
 	area_init(BASE, 0);
 	area_init(GONE, WINDOW_GONE);
@@ -562,10 +573,11 @@ static void create_vm(uint32_t nr_vcpus, uint32_t entries)
 
 	for (i = 0; i < nr_vcpus; i++) {
 		/* Not what other tests let the vCPUs do. */
-		vcpu_regs_get(rv->vm, i, &regs);
-		regs.rip = (uintptr_t)guest_code;
-		vcpu_regs_set(rv->vm, i, &regs);
-		vcpu_args_set(rv->vm, i, 1, (i + 1) * 0x9e3779b97f4a7c15 ^ seed);
+		ring_vm_set_code(rv, i, guest_code,
+				 (i + 1) * 0x9e3779b97f4a7c15 ^ seed);
+		gpa = RING_VM_GPA + i * page_bytes;
+		if (!ring_vm_set_steal_time(rv, i, gpa))
+			ksft_print_msg("no steal time\n");
 		/* Map the ring while there is one thread. */
 		vcpu_dirty_ring(rv->vm, i);
 		pthread_mutex_init(&ring_lock[i], NULL);

@@ -5,12 +5,14 @@
  * Shows, one case each, that
  *  - the numbers are those that userspace was built with,
  *  - enabling the ring is refused, with the right error, in all the ways it
- *    can be misused, and a refusal leaves no trace,
+ *    can be misused, and a refusal leaves no trace; and so is the bitmap for
+ *    pages that no vCPU writes, which not every architecture has,
  *  - a ring can be mapped shared and not executable, and in no other way,
  *  - every page a vCPU writes to in a tracked memslot is reported, in order,
  *    once, and again after it was reset, and nothing else is,
- *  - a reset stops at the first entry that was not harvested and returns what
- *    it reset, and its TLB flush is done when it returns,
+ *  - a reset protects the pages it was told to and no others, stops at the
+ *    first entry that was not harvested and returns what it reset, and its TLB
+ *    flush is done when it returns,
  *  - a vCPU stops, exactly, at the soft limit of its ring, and only that vCPU,
  *  - flags, slots and offsets that userspace forges do no harm: a reset skips
  *    the entry and goes nowhere beyond what KVM pushed.
@@ -398,6 +400,62 @@ static void bitmap_ioctls(void)
 	if (enable(vm, dirty_ring_cap(), MAX_RING_SIZE, 0) == 0)
 		expect_no_bitmap(vm);
 }
+
+#ifndef __x86_64__
+/* A ring, and beside it a bitmap for pages that no vCPU writes */
+
+static void enable_with_bitmap(void)
+{
+	uint64_t bitmap[8] = {};
+	int vm = vm_fd_create();
+
+	/* Not without a ring */
+	EXPECT_ERROR(enable(vm, CAP_RING_WITH_BITMAP, 0, 0), EINVAL);
+	expect_no_ring(vm, CAP_RING_ACQ_REL);
+
+	/* Not with flags, and what is refused is not there. */
+	vm = vm_fd_create();
+	EXPECT(enable(vm, CAP_RING_ACQ_REL, MAX_RING_SIZE, 0), 0);
+	EXPECT_ERROR(enable(vm, CAP_RING_WITH_BITMAP, 0, 1), EINVAL);
+	EXPECT_ERROR(enable(vm, CAP_RING_WITH_BITMAP, 0, UINT32_MAX), EINVAL);
+	expect_no_bitmap(vm);
+	EXPECT(enable(vm, CAP_RING_WITH_BITMAP, 0, 0), 0);
+	add_slots(vm);
+	EXPECT(get_log(vm, 0, bitmap), 0);
+	close(vm);
+
+	/* Not when there is a memslot, whether it is logged or not */
+	vm = vm_fd_create();
+	EXPECT(enable(vm, CAP_RING_ACQ_REL, MAX_RING_SIZE, 0), 0);
+	add_slots(vm);
+	EXPECT_ERROR(enable(vm, CAP_RING_WITH_BITMAP, 0, 0), EINVAL);
+	expect_no_bitmap(vm);
+	close(vm);
+}
+
+static void with_bitmap_ioctls(void)
+{
+	uint64_t bitmap[8];
+	int vm = vm_fd_create();
+
+	EXPECT(enable(vm, CAP_RING_ACQ_REL, MAX_RING_SIZE, 0), 0);
+	EXPECT(enable(vm, CAP_RING_WITH_BITMAP, 0, 0), 0);
+
+	/* As without a ring: logged, not logged, not there, impossible */
+	EXPECT_ERROR(get_log(vm, 0, bitmap), ENOENT);
+	add_slots(vm);
+	memset(bitmap, 0xff, sizeof(bitmap));
+	EXPECT(get_log(vm, 0, bitmap), 0);
+	EXPECT(bitmap[0], 0);
+	EXPECT_ERROR(get_log(vm, 1, bitmap), ENOENT);
+	EXPECT_ERROR(get_log(vm, 7, bitmap), ENOENT);
+	EXPECT_ERROR(get_log(vm, 0x10000, bitmap), EINVAL);
+	EXPECT(clear_log(vm, 0, bitmap, 0, 64), 0);
+	EXPECT_ERROR(clear_log(vm, 1, bitmap, 0, 64), ENOENT);
+	EXPECT(ioctl(vm, KVM_RESET_DIRTY_RINGS, 0), 0);
+	close(vm);
+}
+#endif
 
 static void other_vm(void)
 {
@@ -956,6 +1014,128 @@ static void find_slot(uint32_t slot, uint64_t offset, void *data)
 	found[1] = offset;
 }
 
+/*
+ * A reset protects the pages it was told to, and none of those in between: they
+ * are dirty still, and who writes to them again has nothing to report.
+ */
+static void exact_reset(void)
+{
+	/* Which pages vCPU 0 writes to, and vCPU 1 */
+	static const struct {
+		uint64_t stride;
+		uint64_t others;
+	} patterns[] = {
+		{ 4, 2 },	/* Every second page, one half each */
+		{ 2, 1 },
+		{ 3, 1 },
+		{ 31, 1 },
+		{ 63, 1 },
+		{ 65, 1 },
+		{ 511, 1 },
+	};
+	const uint64_t pages = 512;
+	struct ring_vm *rv = ring_vm_create(4096, 2, pages,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	uint32_t count, others;
+	uint64_t i, page;
+
+	for (i = 0; i < ARRAY_SIZE(patterns); i++) {
+		count = DIV_ROUND_UP(pages, patterns[i].stride);
+		others = DIV_ROUND_UP(pages, patterns[i].others);
+
+		/* vCPU 1 has no fault where vCPU 0 has been. */
+		ring_vm_set_task(rv, 0, 0, count, patterns[i].stride);
+		EXPECT(ring_vm_run(rv, 0), RING_VM_DONE);
+		ring_vm_set_task(rv, 1, 0, others, patterns[i].others);
+		EXPECT(ring_vm_run(rv, 1), RING_VM_DONE);
+
+		EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), count);
+		EXPECT(vm_reset_dirty_rings(rv->vm), count);
+		ring_vm_forget(rv);
+
+		/* Whatever was protected, vCPU 0 faults on it now. */
+		ring_vm_set_task(rv, 0, 0, others, patterns[i].others);
+		EXPECT(ring_vm_run(rv, 0), RING_VM_DONE);
+		ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL);
+		for (page = 0; page < pages; page++)
+			TEST_ASSERT(rv->seen[page] ==
+				    !(page % patterns[i].stride),
+				    "Page %lu was reported %u times, every %luth was reset",
+				    page, rv->seen[page], patterns[i].stride);
+
+		EXPECT(ring_vm_harvest(rv, 1, DIRTY_RING_HARVEST_ALL),
+		       others - count);
+		EXPECT(vm_reset_dirty_rings(rv->vm), others);
+		ring_vm_forget(rv);
+	}
+	ring_vm_free(rv);
+}
+
+static void enable_manual_protect(struct kvm_vm *vm)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+		.args[0] = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+	};
+
+	vm_enable_cap(vm, &cap);
+}
+
+/* How often the vCPUs left the guest, as debugfs counts it */
+static long vm_exits(struct kvm_vm *vm)
+{
+	char path[64];
+	FILE *file;
+	long exits;
+
+	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%d-%d/exits",
+		 getpid(), vm_get_fd(vm));
+	file = fopen(path, "r");
+	if (!file)
+		test_case_skip("there is no %s", path);
+	EXPECT(fscanf(file, "%ld", &exits), 1);
+	fclose(file);
+	return exits;
+}
+
+/*
+ * It is the same with a bitmap and KVM_CLEAR_DIRTY_LOG. The bitmap does not
+ * tell who had a fault on a page that is dirty still, but the exits do.
+ */
+static void exact_clear(void)
+{
+	const uint64_t pages = 4096;
+	struct ring_vm *rv = ring_vm_create(0, 1, pages,
+					    KVM_MEM_LOG_DIRTY_PAGES,
+					    enable_manual_protect);
+	uint64_t bitmap[4096 / 64];
+	long exits;
+	int i;
+
+	ring_vm_set_task(rv, 0, 0, pages / 2, 2);
+	EXPECT(ring_vm_run(rv, 0), RING_VM_DONE);
+	kvm_vm_get_dirty_log(rv->vm, RING_VM_SLOT, bitmap);
+	for (i = 0; i < ARRAY_SIZE(bitmap); i++)
+		EXPECT(bitmap[i], 0x5555555555555555);
+
+	memset(bitmap, 0x11, sizeof(bitmap));
+	kvm_vm_clear_dirty_log(rv->vm, RING_VM_SLOT, bitmap, 0, pages);
+	exits = vm_exits(rv->vm);
+	EXPECT(ring_vm_run(rv, 0), RING_VM_DONE);
+	exits = vm_exits(rv->vm) - exits;
+
+	/* Some are for the timer, and one is the end of the task. */
+	printf("# %ld exits, %lu of %lu pages were protected\n", exits,
+	       pages / 4, pages / 2);
+	TEST_ASSERT(exits < pages * 3 / 8, "Others were protected, too");
+
+	/* Pages that were cleared are reported again, and all others still. */
+	kvm_vm_get_dirty_log(rv->vm, RING_VM_SLOT, bitmap);
+	for (i = 0; i < ARRAY_SIZE(bitmap); i++)
+		EXPECT(bitmap[i], 0x5555555555555555);
+	ring_vm_free(rv);
+}
+
 static void many_slots(void)
 {
 	uint32_t ids[] = { 2, 31, 100, kvm_check_cap(KVM_CAP_NR_MEMSLOTS) - 1 };
@@ -985,6 +1165,30 @@ static void many_slots(void)
 
 	ring_vm_free(rv);
 }
+
+#ifndef __x86_64__
+/* What vCPUs write is in their rings, and not in the bitmap too. */
+static void with_bitmap_vcpus(void)
+{
+	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 2, 512,
+					    KVM_MEM_LOG_DIRTY_PAGES |
+					    RING_VM_WITH_BITMAP, NULL);
+	uint64_t bitmap[512 / 64];
+	int i, round;
+
+	for (round = 0; round < 3; round++) {
+		ring_vm_write(rv, 0, 10, 100);
+		ring_vm_write(rv, 1, 110, 100);
+		memset(bitmap, 0xff, sizeof(bitmap));
+		EXPECT(get_log(vm_get_fd(rv->vm), RING_VM_SLOT, bitmap), 0);
+		for (i = 0; i < ARRAY_SIZE(bitmap); i++)
+			EXPECT(bitmap[i], 0);
+		EXPECT(ring_vm_collect(rv), 200);
+		ring_vm_expect(rv, 10, 200);
+	}
+	ring_vm_free(rv);
+}
+#endif
 
 static void untracked_slot(void)
 {
@@ -1366,13 +1570,13 @@ static void soft_limit(void)
 
 static void only_one_is_full(void)
 {
-	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 2,
-					    SLOT_PAGES,
+	uint32_t entries = ring_vm_min_entries();
+	struct ring_vm *rv = ring_vm_create(entries, 2, 2 * entries,
 					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
 
 	ring_vm_set_task(rv, 0, 0, rv->limit + 1, 1);
 	EXPECT(ring_vm_run(rv, 0), RING_VM_FULL);
-	ring_vm_write(rv, 1, 2000, rv->limit - 1);
+	ring_vm_write(rv, 1, entries, rv->limit - 1);
 	EXPECT(ring_vm_run(rv, 0), RING_VM_FULL);
 
 	/* A reset of the other ring does not help. */
@@ -1753,6 +1957,11 @@ static const struct test_case cases[] = {
 	{ "reset-without-ring: EINVAL", reset_without_ring },
 	{ "bitmap-ioctls: ENXIO, whatever the slot", bitmap_ioctls },
 	{ "other-vm: keeps its bitmap", other_vm },
+#ifndef __x86_64__
+	{ "with-bitmap: needs a ring, and no memslot", enable_with_bitmap },
+	{ "with-bitmap-ioctls: as without a ring", with_bitmap_ioctls },
+	{ "with-bitmap-vcpus: no page of theirs is in it", with_bitmap_vcpus },
+#endif
 	{ "map-shared", map_shared },
 	{ "map-executable: EINVAL", map_executable },
 	{ "map-private: EINVAL", map_private },
@@ -1767,6 +1976,8 @@ static const struct test_case cases[] = {
 	{ "entries: order, fields, states", entries },
 	{ "protected-again: by a reset, not before", protected_again },
 	{ "scattered-pages", scattered_pages },
+	{ "exact-reset: protects no page in between", exact_reset },
+	{ "exact-clear: nor does it with a bitmap", exact_clear },
 	{ "many-slots", many_slots },
 	{ "untracked-slot: nothing is reported", untracked_slot },
 	{ "sparse-slot: tracked from when logging is on until it is off",

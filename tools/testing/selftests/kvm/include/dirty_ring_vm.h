@@ -6,6 +6,7 @@
 #ifndef SELFTEST_KVM_DIRTY_RING_VM_H
 #define SELFTEST_KVM_DIRTY_RING_VM_H
 
+#include <linux/bits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
@@ -16,6 +17,16 @@
 #define RING_VM_SLOT		1
 #define RING_VM_GPA		0x40000000UL
 #define RING_VM_GVA		0xc0000000UL
+
+/*
+ * With the flags of the memslot: dirty pages that no vCPU writes go to a
+ * bitmap, on an architecture that has this.
+ */
+#define RING_VM_WITH_BITMAP	BIT(31)
+
+#ifndef KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP
+#define KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP	225
+#endif
 
 /*
  * What a vCPU does, shared with the guest: write to @count pages, @stride
@@ -77,6 +88,19 @@ struct ring_vm_preempter {
 	pthread_t thread;
 };
 
+/*
+ * A store of the guest, to memory that may not be there: then KVM has to know
+ * what is stored, and on arm64 the CPU tells it for simple instructions only.
+ */
+static inline void guest_store(uint64_t *addr, uint64_t value)
+{
+#ifdef __aarch64__
+	asm volatile("str %1, [%0]" : : "r" (addr), "r" (value) : "memory");
+#else
+	WRITE_ONCE(*addr, value);
+#endif
+}
+
 /* The smallest ring that KVM accepts, in entries. */
 uint32_t ring_vm_min_entries(void);
 
@@ -84,6 +108,9 @@ struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 			       uint64_t pages, uint32_t flags,
 			       void (*before_ring)(struct kvm_vm *vm));
 void ring_vm_add_vcpu(struct ring_vm *rv);
+void ring_vm_set_code(struct ring_vm *rv, uint32_t vcpu, void *code,
+		      uint64_t arg);
+bool ring_vm_set_steal_time(struct ring_vm *rv, uint32_t vcpu, uint64_t gpa);
 void ring_vm_free(struct ring_vm *rv);
 
 struct ring_vm_task *ring_vm_task(struct ring_vm *rv, uint32_t vcpu);

@@ -34,7 +34,7 @@ static void guest_code(uint64_t vcpu)
 				page = (void *)RING_VM_GVA +
 				       (task->first + i * task->stride) *
 				       page_size;
-				WRITE_ONCE(*page, ++task->stores);
+				guest_store(page, ++task->stores);
 			}
 		} while (READ_ONCE(task->spin));
 
@@ -66,6 +66,50 @@ void ring_vm_add_vcpu(struct ring_vm *rv)
 	rv->nr_vcpus++;
 }
 
+#if defined(__x86_64__) || defined(__aarch64__)
+
+/* Have a vCPU run other code than what works on its task. */
+void ring_vm_set_code(struct ring_vm *rv, uint32_t vcpu, void *code,
+		      uint64_t arg)
+{
+#ifdef __x86_64__
+	struct kvm_regs regs;
+
+	vcpu_regs_get(rv->vm, vcpu, &regs);
+	regs.rip = (uintptr_t)code;
+	vcpu_regs_set(rv->vm, vcpu, &regs);
+#else
+	set_reg(rv->vm, vcpu, ARM64_CORE_REG(regs.pc), (uintptr_t)code);
+#endif
+	vcpu_args_set(rv->vm, vcpu, 1, arg);
+}
+
+/*
+ * Have KVM write the steal time of a vCPU to 64 bytes of guest memory, when it
+ * schedules the vCPU. On arm64 it can be told so only once.
+ *
+ * Return: false if KVM knows no steal time.
+ */
+bool ring_vm_set_steal_time(struct ring_vm *rv, uint32_t vcpu, uint64_t gpa)
+{
+#ifdef __x86_64__
+	return _vcpu_set_msr(rv->vm, vcpu, MSR_KVM_STEAL_TIME, gpa | 1) == 1;
+#else
+	struct kvm_device_attr attr = {
+		.group = KVM_ARM_VCPU_PVTIME_CTRL,
+		.attr = KVM_ARM_VCPU_PVTIME_IPA,
+		.addr = (uintptr_t)&gpa,
+	};
+
+	if (_vcpu_ioctl(rv->vm, vcpu, KVM_HAS_DEVICE_ATTR, &attr))
+		return false;
+	vcpu_ioctl(rv->vm, vcpu, KVM_SET_DEVICE_ATTR, &attr);
+	return true;
+#endif
+}
+
+#endif
+
 /*
  * Create a VM with a tracked memslot
  *
@@ -73,28 +117,25 @@ void ring_vm_add_vcpu(struct ring_vm *rv)
  *   entries - Entries of each ring; 0: no ring but a bitmap
  *   nr_vcpus - Number of vCPUs, with the ids 0, 1, ...
  *   pages - Size of the memslot, in pages of the host
- *   flags - Flags of the memslot
+ *   flags - Flags of the memslot, and RING_VM_WITH_BITMAP
  *   before_ring - Called before the ring is enabled; may be NULL
  */
 struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 			       uint64_t pages, uint32_t flags,
 			       void (*before_ring)(struct kvm_vm *vm))
 {
+	struct kvm_enable_cap bitmap = {
+		.cap = KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP,
+	};
 	struct ring_vm *rv = calloc(1, sizeof(*rv));
-	uint64_t guest_pages;
+	uint64_t guest_pages, more_pages;
 	struct kvm_vm *vm;
 	uint32_t i;
 
 	TEST_ASSERT(rv, "Insufficient Memory");
 	guest_pages = vm_num_guest_pages(VM_MODE_DEFAULT, pages);
 
-	/* Page tables for the slot, and for slots that a test adds. */
-	vm = vm_create(VM_MODE_DEFAULT,
-		       vm_adjust_num_guest_pages(VM_MODE_DEFAULT,
-						 DEFAULT_GUEST_PHY_PAGES + 64 +
-						 guest_pages / 512 * 2),
-		       O_RDWR);
-	kvm_vm_elf_load(vm, program_invocation_name, 0, 0);
+	vm = vm_create(VM_MODE_DEFAULT, 0, O_RDWR);
 #ifdef __x86_64__
 	vm_create_irqchip(vm);
 #endif
@@ -103,9 +144,19 @@ struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 	if (entries)
 		vm_enable_dirty_ring(vm, entries *
 					 sizeof(struct kvm_dirty_gfn));
+	if (flags & RING_VM_WITH_BITMAP)
+		vm_enable_cap(vm, &bitmap);
 
+	/* Page tables for the slot, and for slots that a test adds. */
+	more_pages = vm_adjust_num_guest_pages(VM_MODE_DEFAULT,
+					       DEFAULT_GUEST_PHY_PAGES + 64 +
+					       guest_pages / 512 * 2);
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, 0, 0, more_pages,
+				    0);
+	kvm_vm_elf_load(vm, program_invocation_name, 0, 0);
 	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, RING_VM_GPA,
-				    RING_VM_SLOT, guest_pages, flags);
+				    RING_VM_SLOT, guest_pages,
+				    flags & ~RING_VM_WITH_BITMAP);
 	virt_map(vm, RING_VM_GVA, RING_VM_GPA, guest_pages, 0);
 
 	rv->vm = vm;
