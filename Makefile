@@ -10,10 +10,10 @@ export ARCH CONFIG KVERSION KSRC KDIR KERNEL RUN SHARE MEM RATE RING
 help:		## list the targets
 	@maint/help Makefile
 
-run:		## migrate a guest under a stock 5.10 kernel: bitmap, then ring [MEM=MiB RATE=pages/s RING=entries]
+run:		## migrate a guest under 5.10: bitmap, then ring [ARCH=arm64 MEM=MiB RATE=pages/s RING=entries]
 	@vm/migrate
 
-test:		## build and run every test; the last line counts them
+test:		## build and run every test; the last line counts them [ARCH=x86_64|arm64]
 	@vm/test
 
 test-pml:	## the same under Bochs, which has Intel's VMX, with PML and without
@@ -37,7 +37,7 @@ bisect:		## build every step of the series for x86_64 and arm64
 modules:	## build/modules/*.ko: KVM for a stock 5.10 kernel [KDIR=headers]
 	@kmod/build
 
-kernel:		## build/ARCH/: a whole kernel [ARCH=x86_64|arm64 CONFIG=fragment]
+kernel:		## build/ARCH/: a whole kernel [ARCH=x86_64|arm64 CONFIG=debug|64k|file]
 	@maint/kernel
 
 vm:		## boot and run RUN='command', or a shell [KERNEL=file ARCH=… SHARE=dir]

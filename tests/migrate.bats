@@ -5,7 +5,7 @@
 
 setup() {
 	migrate=$BATS_TEST_DIRNAME/../vm/migrate
-	unset MEM RATE RING CPUS LIMIT
+	unset ARCH MEM RATE RING CPUS LIMIT
 }
 
 # refuses TEXT [VARIABLE=VALUE...] [-- ARGUMENT...]: fails with one line, with TEXT in it
@@ -50,6 +50,12 @@ refuses() {
 	refuses "LIMIT='never' must be a number" LIMIT=never
 }
 
+@test "an ARCH that is no machine is refused" {
+	for v in mips ../arch/arm64 'x86_64 arm64'; do
+		refuses "ARCH=$v is unknown here; known: arm64 x86_64" ARCH="$v"
+	done
+}
+
 @test "an unknown argument is refused" {
 	refuses "unknown argument '--frob', see --help" -- --frob
 	refuses "unknown argument 'x', see --help" -- --tap x
@@ -58,7 +64,7 @@ refuses() {
 @test "--help tells of every variable" {
 	run "$migrate" --help
 	[[ $status -eq 0 ]]
-	for v in MEM RATE RING CPUS LIMIT --tap; do
+	for v in ARCH MEM RATE RING CPUS LIMIT --tap; do
 		[[ $output == *"$v"* ]]
 	done
 }

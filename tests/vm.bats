@@ -55,6 +55,21 @@ refuses() {
 @test "vm/run: a version that Debian cannot have is refused" {
 	refuses vm/run "'banana' is no version" KVERSION=banana MODULES=stock
 	refuses vm/run "is no version" KVERSION='5.10.223-1 x' MODULES=stock
+	refuses vm/run "KVERSION: there is no stock kernel for arm64" ARCH=arm64 \
+		KVERSION=5.10.223-1
+}
+
+@test "vm/run: an arm64 machine wants an arm64 kernel" {
+	printf 'MZ%512sHdrS%4096s' '' '' > "$BATS_TEST_TMPDIR/x86"
+	refuses vm/run "is no kernel for arm64" ARCH=arm64 KERNEL="$BATS_TEST_TMPDIR/x86"
+}
+
+@test "vm/check, vm/userspace: an unknown machine is refused" {
+	refuses vm/check "ARCH=mips is unknown here" ARCH=mips
+	refuses vm/userspace "which machine?"
+	refuses vm/userspace "there is no machine called mips" -- mips
+	refuses vm/userspace "there is no machine called ../run" -- ../run
+	refuses vm/userspace "unknown argument 'x'" -- arm64 x
 }
 
 @test "vm/run: module parameters of another form are refused" {
@@ -84,6 +99,11 @@ refuses() {
 	refuses maint/fetch "'../x' is no release" -- upstream ../x bochs
 	refuses maint/fetch "'x' is no package's version" -- record bochs=x
 	refuses maint/fetch "which package=version?" -- record bochs
+	refuses maint/fetch "into which folder?" -- into
+	refuses maint/fetch "'../x' is no release" -- into /tmp ../x arm64 bash
+	refuses maint/fetch "'x/y' is no architecture" -- into /tmp trixie x/y bash
+	refuses maint/fetch "which packages?" -- into /tmp trixie arm64
+	refuses maint/fetch "'-y' is no package's name" -- into /tmp trixie arm64 -y
 	refuses maint/fetch "unknown argument 'x'" -- x
 }
 
@@ -97,11 +117,23 @@ refuses() {
 	run "$top/vm/test" --list
 	[[ $status -eq 0 ]]
 	for line in tests check migrate npt:dirty_ring_test shadow:unload tdp-mmu:steal_time \
-		debug:dirty_ring_test vmx-pml:pml_test; do
+		debug:dirty_ring_test vmx-pml:pml_test arm64-check arm64-migrate \
+		arm64:dirty_ring_test arm64-64k:dirty_ring_its_test; do
 		[[ $'\n'$output$'\n' == *$'\n'"$line"$'\n'* ]]
 	done
 	run "$top/vm/test" --list 'vmx-*'
 	[[ $status -eq 0 && $output == *vmx-pml:pml_test* && $output != *npt:* ]]
+}
+
+@test "vm/test: ARCH takes one architecture, and both make the whole" {
+	local x86 arm
+	refuses vm/test "ARCH=mips is unknown here" ARCH=mips
+	refuses vm/test "no test is called npt" ARCH=arm64 -- npt
+	x86=$(ARCH=x86_64 "$top/vm/test" --list)
+	arm=$(ARCH=arm64 "$top/vm/test" --list)
+	[[ $x86 == *npt:dirty_ring_test* && $x86 != *arm64* ]]
+	[[ $arm == *arm64:dirty_ring_test* && $arm != *npt:* ]]
+	sort <(echo "$x86") <(echo "$arm") | diff - <("$top/vm/test" --list | sort)
 }
 
 @test "kmod/build: a KDIR that holds no headers is refused" {

@@ -27,12 +27,12 @@ is_kernel() {
 		tr -d '\0') == "$magic" ]] || die "$2$1 is no kernel for $arch"
 }
 
-# pack_init DIR: begin an initramfs: busybox, vm/init, what opts must have done
+# pack_init DIR ROOT: begin an initramfs: busybox, vm/init, what opts must have done
 pack_init() {
-	local fs=$1 o
+	local fs=$1 root=$2 o
 
 	mkdir -p "$fs/bin" "$fs/modules" "$fs/vm"
-	cp /bin/busybox "$fs/bin"
+	cp "$root/bin/busybox" "$fs/bin"
 	cp "$top/vm/init" "$fs/init"
 	: > "$fs/vm/modules"
 	for o in "${opts[@]}"; do

@@ -322,13 +322,22 @@ static void set_up(struct writer *w, uint64_t pages)
 		write_one(w);
 }
 
+/* The first serial port */
+#ifdef __aarch64__
+#define CONSOLE		"/dev/ttyAMA0"
+#define CONSOLE_DEV	makedev(204, 64)
+#else
+#define CONSOLE		"/dev/ttyS0"
+#define CONSOLE_DEV	makedev(4, 64)
+#endif
+
 static void open_console(void)
 {
 	struct termios t;
 
 	mkdir("/dev", 0755);
-	mknod("/dev/ttyS0", S_IFCHR | 0600, makedev(4, 64));
-	console = open("/dev/ttyS0", O_RDWR | O_NOCTTY);
+	mknod(CONSOLE, S_IFCHR | 0600, CONSOLE_DEV);
+	console = open(CONSOLE, O_RDWR | O_NOCTTY);
 	if (console < 0)
 		exit(1);
 	tcgetattr(console, &t);
