@@ -302,8 +302,9 @@ static void sync_in_parallel(void)
 		       0);
 	}
 
+	/* The time limit of the case ends it if nothing gets on. */
 	clock_gettime(CLOCK_MONOTONIC, &start);
-	while (timespec_diff_now(start).tv_sec < 3)
+	while (timespec_diff_now(start).tv_sec < 3 || total <= 1000)
 		total += ring_vm_collect(rv);
 
 	WRITE_ONCE(parallel_quit, true);
@@ -311,7 +312,7 @@ static void sync_in_parallel(void)
 		EXPECT(pthread_join(threads[i], NULL), 0);
 		ring_vm_runner_stop(&runners[i]);
 	}
-	TEST_ASSERT(total > 1000, "Only %u entries meanwhile", total);
+	printf("# %u entries meanwhile\n", total);
 	ring_vm_free(rv);
 }
 

@@ -320,13 +320,15 @@ static void *churn_forge(void *unused)
 /* Resets while a vCPU pushes and @fn harvests or forges. */
 static uint32_t reset_in_churn(void *(*fn)(void *))
 {
+	uint32_t entries = 4 * ring_vm_min_entries();
 	pthread_t vcpu, other;
 	struct ring_vm *rv;
 	struct timespec start;
 	uint32_t sum = 0;
 	int ret;
 
-	rv = ring_vm_create(4 * ring_vm_min_entries(), 1, 8192,
+	/* With enough pages to fill the ring */
+	rv = ring_vm_create(entries, 1, entries > 8192 ? entries : 8192,
 			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
 	churn.rv = rv;
 	pthread_create(&vcpu, NULL, churn_vcpu, NULL);
