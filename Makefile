@@ -5,7 +5,7 @@
 
 export ARCH CONFIG KVERSION KSRC KDIR KERNEL RUN SHARE MEM RATE RING
 
-.PHONY: help run test test-pml tree refresh series lint bisect modules kernel vm clean
+.PHONY: help run test test-pml bench tree refresh series lint bisect modules kernel vm clean
 
 help:		## list the targets
 	@maint/help Makefile
@@ -18,6 +18,9 @@ test:		## build and run every test; the last line counts them [ARCH=x86_64|arm64
 
 test-pml:	## the same under Bochs, which has Intel's VMX, with PML and without
 	@vm/test 'vmx-*'
+
+bench:		## count what dirty logging costs, here and on other kernels, in instructions [QUICK=1]
+	@vm/bench/run $(if $(QUICK),--quick)
 
 tree:		## build/linux: a git tree of 5.10 with one commit per patch [KVERSION=5.10.223-1 | KSRC=dir or tarball]
 	@maint/tree
