@@ -5,7 +5,7 @@
 
 export ARCH CONFIG KVERSION KSRC KDIR KERNEL RUN SHARE MEM RATE RING
 
-.PHONY: help run test test-pml bench tree refresh series lint bisect modules kernel vm clean
+.PHONY: help run test test-pml bench tree refresh series lint litmus bisect modules kernel vm clean
 
 help:		## list the targets
 	@maint/help Makefile
@@ -33,6 +33,9 @@ series:		## build/series: the patches as git am mails and as a quilt series
 
 lint:		## checkpatch, sparse, W=1, kernel-doc, shellcheck
 	@maint/lint
+
+litmus:		## ask the kernel's memory model whether the ring's orderings are enough, and all needed
+	@maint/litmus
 
 bisect:		## build every step of the series for x86_64 and arm64
 	@maint/bisect

@@ -88,7 +88,7 @@ struct kvm_dirty_ring_vm_stat {
  * @pushed_other: entries that others published in it, modulo 2^32. Written under
  *		the lock of struct kvm_dirty_aside.
  * @recent:	an entry pushed lately for a page of that offset modulo the size of
- *		this array. Only a hint; any value is allowed.
+ *		this array. Only a hint: it may be any, except one yet to be pushed.
  * @tail:	entries reset since creation, modulo 2^32. Written under
  *		@reset_lock, read by whoever pushes.
  * @reset_lock:	serializes resets of this ring

@@ -29,9 +29,12 @@
  *  - push writes slot and offset, then store-releases DIRTY; userspace
  *    load-acquires flags.
  *  - userspace store-releases RESET; reset load-acquires flags.
- *  - reset store-releases flags = 0 and then tail and soft_end; push
- *    load-acquires one of the two before it claims an entry, so an entry that
- *    is claimed is empty.
+ *  - reset store-releases flags = 0 and then tail and soft_end; push reads one
+ *    of the two before it claims an entry, which is a full barrier, so an entry
+ *    that is claimed is empty.
+ *
+ * Documentation/litmus-tests/kvm has a test for each of these, and for what the
+ * functions below order besides.
  *
  * What a reset may rely on
  * ------------------------
@@ -156,6 +159,9 @@ static u32 ring_used(struct kvm_dirty_ring *ring)
 /*
  * Claim the next entry of @ring, unless that is @end. The caller is not preempted
  * before it has published it, and counted it as published.
+ *
+ * A full barrier, between tail or soft_end, of which @end was made, and what is
+ * written to the entry: who sees any of that sees the entry reset, see ring_has().
  */
 static __always_inline bool ring_claim(struct kvm_dirty_ring *ring, u32 end,
 				       u32 *nr)
@@ -165,8 +171,7 @@ static __always_inline bool ring_claim(struct kvm_dirty_ring *ring, u32 end,
 	do {
 		if ((s32)(*nr - end) >= 0)
 			return false;
-	} while (!atomic_try_cmpxchg_relaxed(&ring->head, (int *)nr,
-					     *nr + 1));
+	} while (!atomic_try_cmpxchg(&ring->head, (int *)nr, *nr + 1));
 
 	return true;
 }
@@ -181,7 +186,10 @@ static __always_inline void ring_publish(struct kvm_dirty_ring *ring, u32 nr,
 	WRITE_ONCE(entry->offset, page.offset);
 	/* Pairs with the acquire of flags in userspace. */
 	smp_store_release(&entry->flags, KVM_DIRTY_GFN_F_DIRTY);
-	/* Pairs with the barrier in ring_all_published(). */
+	/*
+	 * Pairs with the barrier in ring_all_published(), and with the address
+	 * made of ring->recent in ring_has().
+	 */
 	smp_wmb();
 }
 
@@ -194,12 +202,12 @@ static bool ring_push(struct kvm_vcpu *vcpu, struct dirty_page page, u32 limit)
 	struct kvm_dirty_ring *ring = &vcpu->dirty_ring;
 	u32 nr, used;
 
-	/* Acquire pairs with the release in reset_release(). */
-	if (!ring_claim(ring, smp_load_acquire(&ring->tail) + limit, &nr))
+	/* Pairs with the release in reset_release(). */
+	if (!ring_claim(ring, READ_ONCE(ring->tail) + limit, &nr))
 		return false;
 
 	ring_publish(ring, nr, page);
-	/* Only a hint, see ring_has(). */
+	/* Only a hint, but of an entry that is published, see ring_has(). */
 	WRITE_ONCE(ring->recent[page.offset % ARRAY_SIZE(ring->recent)], nr);
 
 	used = ring_used(ring);
@@ -212,7 +220,9 @@ static bool ring_push(struct kvm_vcpu *vcpu, struct dirty_page page, u32 limit)
 
 /*
  * Is @page in @ring already, and not harvested? Entries are only looked for
- * where ring->recent points to; that is a hint, what counts is the entry.
+ * where ring->recent points to; that is a hint, what counts is the entry. But it
+ * must not be one that is yet to be published: what is there from before could be
+ * @page, and be taken for what is published a moment later.
  */
 static bool ring_has(struct kvm_dirty_ring *ring, struct dirty_page page)
 {
@@ -436,7 +446,7 @@ void kvm_dirty_ring_push(struct kvm_vcpu *vcpu, gfn_t gfn)
 
 	preempt_disable();
 	/* Pairs with the release in reset_release(). */
-	end = smp_load_acquire(&ring->soft_end);
+	end = READ_ONCE(ring->soft_end);
 	if (trace_kvm_dirty_ring_push_enabled() ||
 	    unlikely(!ring_claim(ring, end, &nr))) {
 		preempt_enable();
@@ -632,7 +642,7 @@ static void reset_release(struct kvm_dirty_ring *ring, u32 first, u32 nr)
 	for (i = first; i != tail; i++)
 		WRITE_ONCE(ring->entries[i & ring->mask].flags, 0);
 
-	/* Pairs with the acquire in ring_push(): empty before claimed. */
+	/* Pairs with the claim in ring_push(): empty before claimed. */
 	smp_store_release(&ring->tail, tail);
 	/* The same in kvm_dirty_ring_push(). */
 	smp_store_release(&ring->soft_end, tail + ring->soft_limit - 1);
@@ -744,7 +754,7 @@ static bool ring_all_published(struct kvm_dirty_ring *ring)
 			READ_ONCE(ring->pushed_other);
 
 	/*
-	 * Pairs with the barrier in ring_push(). What was published is read
+	 * Pairs with the barrier in ring_publish(). What was published is read
 	 * first, here and by userspace: claims can only be too many.
 	 */
 	smp_rmb();

@@ -146,6 +146,8 @@ int kvm_dirty_ring_create(struct kvm_vcpu *vcpu)
 	ring->mask = size - 1;
 	ring->soft_limit = size - reserved_entries();
 	ring->soft_end = ring->soft_limit - 1;
+	/* Not entry 0, which is yet to be pushed. */
+	memset(ring->recent, 0xff, sizeof(ring->recent));
 	mutex_init(&ring->reset_lock);
 	return 0;
 }
