@@ -70,6 +70,7 @@ refuses() {
 	refuses vm/userspace "there is no machine called mips" -- mips
 	refuses vm/userspace "there is no machine called ../run" -- ../run
 	refuses vm/userspace "unknown argument 'x'" -- arm64 x
+	refuses vm/userspace "which packages?" -- --host
 }
 
 @test "vm/run: module parameters of another form are refused" {
