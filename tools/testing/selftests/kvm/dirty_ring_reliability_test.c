@@ -217,7 +217,7 @@ static void fatal_signal(void)
 	uint32_t n = rv->limit - 1, first = 0, empty;
 	int status, i, reset, early = 0;
 	struct timespec start;
-	int64_t full, delay;
+	int64_t full = INT64_MAX, delay;
 	uint8_t *stack;
 	pid_t pid;
 
@@ -228,13 +228,17 @@ static void fatal_signal(void)
 	victim.fd = vm_get_fd(rv->vm);
 
 	/* How long does it take undisturbed? */
-	write_all_again(rv);
-	clock_gettime(CLOCK_MONOTONIC, &start);
-	TEST_ASSERT(vm_reset_dirty_rings(rv->vm) == n, "Short reset");
-	full = timespec_to_ns(timespec_diff_now(start));
+	for (i = 0; i < 5; i++) {
+		write_all_again(rv);
+		clock_gettime(CLOCK_MONOTONIC, &start);
+		TEST_ASSERT(vm_reset_dirty_rings(rv->vm) == n, "Short reset");
+		delay = timespec_to_ns(timespec_diff_now(start));
+		if (delay < full)
+			full = delay;
+		first += n;
+	}
 
 	for (i = 0; i < FATAL_TRIES && early < FATAL_WANTED; i++) {
-		first += n;
 		write_all_again(rv);
 
 		victim.started = false;
@@ -257,6 +261,7 @@ static void fatal_signal(void)
 			    "%u entries: %u got reset, then %d", n, empty,
 			    reset);
 		early += empty && reset;
+		first += n;
 	}
 	/* The last one counts too. */
 	write_all_again(rv);
