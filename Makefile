@@ -3,9 +3,9 @@
 # lists them with the variables they take. Variables reach the scripts through
 # the environment.
 
-export ARCH CONFIG KVERSION KSRC KDIR KERNEL RUN SHARE MEM RATE RING
+export ARCH CONFIG KVERSION KSRC KDIR KERNEL RUN SHARE MEM RATE RING BANDWIDTH RUNS
 
-.PHONY: help run test test-pml bench tree refresh series lint litmus bisect modules kernel vm clean
+.PHONY: help run test test-pml bench bench-migrate tree refresh series lint litmus bisect modules kernel vm clean
 
 help:		## list the targets
 	@maint/help Makefile
@@ -21,6 +21,9 @@ test-pml:	## the same under Bochs, which has Intel's VMX, with PML and without
 
 bench:		## count what dirty logging costs, here and on other kernels, in instructions [QUICK=1]
 	@vm/bench/run $(if $(QUICK),--quick)
+
+bench-migrate:	## time migrations, bitmap and ring, by QEMU and by an example VMM [RUNS=n BANDWIDTH=MiB/s MEM RATE RING]
+	@vm/bench/migrate
 
 tree:		## build/linux: a git tree of 5.10 with one commit per patch [KVERSION=5.10.223-1 | KSRC=dir or tarball]
 	@maint/tree

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
-# vm/migrate takes no nonsense, and says so in one line before it does anything.
-# The migrations themselves: vm/test migrate.
+# vm/migrate and vm/bench/migrate take no nonsense, and say so in one line before they
+# do anything. The migrations themselves: vm/test migrate.
 
 setup() {
 	migrate=$BATS_TEST_DIRNAME/../vm/migrate
-	unset ARCH MEM RATE RING CPUS LIMIT
+	unset ARCH MEM RATE RING CPUS LIMIT BANDWIDTH RUNS
 }
 
 # refuses TEXT [VARIABLE=VALUE...] [-- ARGUMENT...]: fails with one line, with TEXT in it
@@ -45,8 +45,10 @@ refuses() {
 	done
 }
 
-@test "CPUS and LIMIT are looked at too" {
+@test "CPUS, BANDWIDTH, RUNS and LIMIT are looked at too" {
 	refuses "CPUS='9' must be a number from 1 to 8" CPUS=9
+	refuses "BANDWIDTH='0' must be a number from 1 to 10000" BANDWIDTH=0
+	refuses "RUNS='101' must be a number from 1 to 100" RUNS=101
 	refuses "LIMIT='never' must be a number" LIMIT=never
 }
 
@@ -64,7 +66,21 @@ refuses() {
 @test "--help tells of every variable" {
 	run "$migrate" --help
 	[[ $status -eq 0 ]]
-	for v in ARCH MEM RATE RING CPUS LIMIT --tap; do
+	for v in ARCH MEM RATE RING CPUS BANDWIDTH RUNS LIMIT --tap; do
+		[[ $output == *"$v"* ]]
+	done
+}
+
+@test "vm/bench/migrate is as strict" {
+	migrate=$BATS_TEST_DIRNAME/../vm/bench/migrate
+	refuses "RUNS='0' must be a number from 1 to 100" RUNS=0
+	refuses "RUNS='five' must be a number from 1 to 100" RUNS=five
+	refuses "BANDWIDTH='10001' must be a number from 1 to 10000" BANDWIDTH=10001
+	refuses "RING=3000 is no power of two" RING=3000
+	refuses "unknown argument 'x', see --help" -- x
+	run "$migrate" --help
+	[[ $status -eq 0 ]]
+	for v in MEM RATE RING CPUS BANDWIDTH RUNS LIMIT KVM_OPTS; do
 		[[ $output == *"$v"* ]]
 	done
 }
