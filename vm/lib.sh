@@ -1,12 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash disable=SC2034,SC2154
-# What vm/run and vm/bochs/run share, and what checks them; to be sourced after maint/lib.sh.
+# What those that boot machines share, and what checks them; to be sourced after
+# maint/lib.sh.
 
 # number NAME MIN MAX: a whole number in a range, or one clear line.
 number() {
 	local name=$1 min=$2 max=$3
 	[[ ${!name} =~ ^[0-9]{1,7}$ ]] && ((10#${!name} >= min && 10#${!name} <= max)) ||
 		die "$name='${!name}' must be a number from $min to $max"
+	printf -v "$name" %d "$((10#${!name}))"
+}
+
+# migration_numbers: what is migrated, and how, must make sense
+migration_numbers() {
+	number MEM 128 1024
+	number RATE 1 1000000
+	number RING 1024 65536
+	((!(RING & (RING - 1)))) || die "RING=$RING is no power of two"
+	number CPUS 1 8
+	number BANDWIDTH 1 10000
+	number RUNS 1 100
+	number LIMIT 1 100000
 }
 
 # kvm_opts: have the module parameters of KVM_OPTS in the array opts
