@@ -102,6 +102,9 @@
  */
 #define BATCH_PAGES	64
 
+/* Memslots, in turns, whose pages are write-protected under one hold of mmu_lock. */
+#define BATCH_RUNS	8
+
 /* Pages kept aside one by one, before whole ranges are. */
 #define ASIDE_PAGES	512
 
@@ -143,6 +146,24 @@ struct kvm_dirty_aside {
 		u64 first;
 		u64 end;
 	} range[ASIDE_RANGES];
+};
+
+/**
+ * struct reset_batch - harvested entries that are reset together
+ * @nr:		how many
+ * @nr_runs:	valid elements of @run
+ * @run:	pages of one memslot: up to end, from the end of the run before; no
+ *		page, perhaps with no memslot, if none of its entries is of use
+ * @page:	indices in the memslots
+ */
+struct reset_batch {
+	u32 nr;
+	u32 nr_runs;
+	struct {
+		struct kvm_memory_slot *memslot;
+		u32 end;
+	} run[BATCH_RUNS];
+	u64 page[BATCH_PAGES];
 };
 
 static u32 ring_used(struct kvm_dirty_ring *ring)
@@ -592,17 +613,17 @@ void __weak kvm_arch_dirty_ring_protect(struct kvm *kvm,
 }
 
 /*
- * Protect the pages of up to BATCH_PAGES harvested entries, from @first on and
- * not past @end. Pages that do not exist, or are not tracked (any more), are
- * skipped. Returns the number of entries.
+ * Find up to BATCH_PAGES harvested entries, from @first on and not past @end, and
+ * their pages. Pages that do not exist, or are not tracked (any more), are skipped.
+ * The caller holds kvm->srcu until it is done with @batch.
  */
-static u32 reset_protect(struct kvm *kvm, struct kvm_dirty_ring *ring,
-			 u32 first, u32 end)
+static void reset_find(struct kvm *kvm, struct kvm_dirty_ring *ring, u32 first,
+		       u32 end, struct reset_batch *batch)
 {
 	struct kvm_memory_slot *memslot = NULL;
 	u32 max = min_t(u32, end - first, BATCH_PAGES);
-	u32 nr, nr_pages = 0, slot, memslot_slot = 0;
-	u64 page[BATCH_PAGES], offset;
+	u32 nr, nr_pages = 0, nr_runs = 0, slot, memslot_slot = 0;
+	u64 offset;
 
 	for (nr = 0; nr < max; nr++) {
 		struct kvm_dirty_gfn *entry;
@@ -615,22 +636,37 @@ static u32 reset_protect(struct kvm *kvm, struct kvm_dirty_ring *ring,
 		slot = READ_ONCE(entry->slot);
 		offset = READ_ONCE(entry->offset);
 		if (unlikely(!nr || slot != memslot_slot)) {
-			if (nr_pages)
-				kvm_arch_dirty_ring_protect(kvm, memslot, page,
-							    nr_pages);
-			nr_pages = 0;
+			if (nr_runs == BATCH_RUNS)
+				break;
+			if (nr_runs)
+				batch->run[nr_runs - 1].end = nr_pages;
 			memslot = reset_memslot(kvm, slot);
 			memslot_slot = slot;
+			batch->run[nr_runs++].memslot = memslot;
 		}
 		if (likely(memslot && offset < memslot->npages))
-			page[nr_pages++] =
+			batch->page[nr_pages++] =
 				array_index_nospec((unsigned long)offset,
 						   memslot->npages);
 	}
-	if (nr_pages)
-		kvm_arch_dirty_ring_protect(kvm, memslot, page, nr_pages);
+	if (nr_runs)
+		batch->run[nr_runs - 1].end = nr_pages;
+	batch->nr_runs = nr_runs;
+	batch->nr = nr;
+}
 
-	return nr;
+/* Protect the pages of @batch. Called with mmu_lock held. */
+static void reset_protect(struct kvm *kvm, struct reset_batch *batch)
+{
+	u32 i, end, first = 0;
+
+	for (i = 0; i < batch->nr_runs; i++, first = end) {
+		end = batch->run[i].end;
+		if (end != first)
+			kvm_arch_dirty_ring_protect(kvm, batch->run[i].memslot,
+						    batch->page + first,
+						    end - first);
+	}
 }
 
 /* Return entries to whoever pushes. */
@@ -652,7 +688,8 @@ static void reset_release(struct kvm_dirty_ring *ring, u32 first, u32 nr)
 static u32 ring_reset(struct kvm *kvm, struct kvm_vcpu *vcpu)
 {
 	struct kvm_dirty_ring *ring = &vcpu->dirty_ring;
-	u32 end, nr, count = 0;
+	struct reset_batch batch;
+	u32 end, count = 0;
 	int idx;
 
 	mutex_lock(&ring->reset_lock);
@@ -666,15 +703,18 @@ static u32 ring_reset(struct kvm *kvm, struct kvm_vcpu *vcpu)
 
 	while (!fatal_signal_pending(current)) {
 		idx = srcu_read_lock(&kvm->srcu);
-		spin_lock(&kvm->mmu_lock);
-		nr = reset_protect(kvm, ring, ring->tail, end);
-		spin_unlock(&kvm->mmu_lock);
+		reset_find(kvm, ring, ring->tail, end, &batch);
+		if (batch.nr) {
+			spin_lock(&kvm->mmu_lock);
+			reset_protect(kvm, &batch);
+			spin_unlock(&kvm->mmu_lock);
+		}
 		srcu_read_unlock(&kvm->srcu, idx);
-		if (!nr)
+		if (!batch.nr)
 			break;
 
-		reset_release(ring, ring->tail, nr);
-		count += nr;
+		reset_release(ring, ring->tail, batch.nr);
+		count += batch.nr;
 		cond_resched();
 	}
 

@@ -114,8 +114,8 @@ static struct figures {
 	uint64_t log_off;
 } fig;
 
-/* Real time, in ns, with several threads. */
-static uint64_t elapsed[MAX_ROUNDS];
+/* Real time, in ns, with several threads: of the log only, and with copies. */
+static uint64_t elapsed[2][MAX_ROUNDS];
 
 /* A vCPU's part of the pages; shared with the guest. */
 static struct {
@@ -583,13 +583,30 @@ static uint64_t thread_end[MAX_VCPUS];
 static uint32_t thread_reset[MAX_VCPUS];
 static bool vcpu_reset;
 
-/* Harvest and reset the rings of some vCPUs; collected[] has a part for each. */
+static void copy_pages(const uint64_t *pages, uint32_t n, uint8_t *copy)
+{
+	size_t size = getpagesize();
+	uint32_t i;
+
+	for (i = 0; i < n; i++) {
+		memcpy(copy, mem + pages[i] * size, size);
+		/* Somebody could need it. */
+		asm volatile("" : : "r" (copy) : "memory");
+	}
+}
+
+/*
+ * Harvest and reset the rings of some vCPUs; collected[] has a part for each. In the
+ * second half of the rounds, do with the pages what a migration does as well.
+ */
 static void *harvester(void *data)
 {
 	uint32_t thread = (uintptr_t)data, round, i, n;
+	uint8_t *copy = malloc(getpagesize());
 	int ret;
 
-	for (round = 0; round < opt.rounds; round++) {
+	TEST_ASSERT(copy, "Insufficient Memory");
+	for (round = 0; round < 2 * opt.rounds; round++) {
 		pthread_barrier_wait(&barrier);
 		n = 0;
 		for (i = thread; i < opt.vcpus; i += opt.threads) {
@@ -603,28 +620,33 @@ static void *harvester(void *data)
 		}
 		if (!vcpu_reset)
 			n = vm_reset_dirty_rings(vm);
+		for (i = thread; i < opt.vcpus && round >= opt.rounds;
+		     i += opt.threads)
+			copy_pages(collected + task[i].first,
+				   task[i].end - task[i].first, copy);
 		thread_end[thread] = clock_ns(CLOCK_MONOTONIC);
 		thread_reset[thread] = n;
 		pthread_barrier_wait(&barrier);
 	}
+	free(copy);
 	return NULL;
 }
 
 /*
  * Each round, the vCPUs write and stop; then threads share out the rings, and
- * time is taken until the last of them has reset its own.
+ * time is taken until the last of them has reset, or also copied, its own.
  */
 static void measure_threads(void)
 {
 	pthread_t thread[MAX_VCPUS];
 	uint64_t start, end;
-	struct round idle;
+	struct round written;
 	uint32_t round, i, reset;
 
 	vcpu_reset = kvm_check_cap(KVM_CAP_DIRTY_RING_EXT) &
 		     KVM_DIRTY_RING_EXT_VCPU_RESET;
 
-	write_pages(&idle);
+	write_pages(&written);
 	fig.log_on = set_slot(KVM_MEM_LOG_DIRTY_PAGES);
 	measure_round(&fig.first, 0);
 
@@ -634,9 +656,9 @@ static void measure_threads(void)
 					    (void *)(uintptr_t)i),
 			    "pthread_create failed");
 
-	for (round = 0; round < opt.rounds; round++) {
-		write_pages(&fig.round[round]);
-		TEST_ASSERT(!fig.round[round].full_exits,
+	for (round = 0; round < 2 * opt.rounds; round++) {
+		write_pages(&written);
+		TEST_ASSERT(!written.full_exits,
 			    "%u pages do not fit into the rings", opt.pages);
 		start = clock_ns(CLOCK_MONOTONIC);
 		pthread_barrier_wait(&barrier);
@@ -648,7 +670,7 @@ static void measure_threads(void)
 				end = thread_end[i];
 			reset += thread_reset[i];
 		}
-		elapsed[round] = end - start;
+		elapsed[round / opt.rounds][round % opt.rounds] = end - start;
 		nr_collected = reset;
 		check_collected(0);
 	}
@@ -664,7 +686,7 @@ static const char * const csv_fields[] = {
 	"kernel", "way", "slot", "backing", "pattern", "pages", "entries",
 	"vcpus", "threads", "populate", "idle", "first_write", "write",
 	"collect", "protect", "log_on", "log_off", "full_exits", "elapsed_ns",
-	"stall_log_on", "stall_protect", "stall_log_off",
+	"elapsed_copy_ns", "stall_log_on", "stall_protect", "stall_log_off",
 };
 
 static char kernel[65];
@@ -726,9 +748,10 @@ static void print_figures(bool csv)
 	if (csv) {
 		print_case_csv();
 		if (opt.threads)
-			printf(",,,,,,,,,%lu,,,\n", median(elapsed[_i]));
+			printf(",,,,,,,,,%lu,%lu,,,\n", median(elapsed[0][_i]),
+			       median(elapsed[1][_i]));
 		else
-			printf("%.1f,%.1f,%.1f,%.1f,%.1f,%.1f,%lu,%lu,%u,,",
+			printf("%.1f,%.1f,%.1f,%.1f,%.1f,%.1f,%lu,%lu,%u,,,",
 			       per_page(fig.populate), per_page(fig.idle),
 			       per_page(fig.first.write), write, collect,
 			       protect, fig.log_on, fig.log_off,
@@ -739,10 +762,11 @@ static void print_figures(bool csv)
 		else if (!opt.threads)
 			printf(",,\n");
 	} else if (opt.threads) {
-		printf("%-5s  %u threads, %s reset: %.0f ns a page\n",
+		printf("%-5s  %u threads, %s reset: %.0f ns a page, with copies %.0f\n",
 		       way_name[opt.way], opt.threads,
 		       vcpu_reset ? "each ring's own" : "the VM's",
-		       per_page(median(elapsed[_i])));
+		       per_page(median(elapsed[0][_i])),
+		       per_page(median(elapsed[1][_i])));
 	} else {
 		printf("%-5s  %11.1f %9.1f %9.1f %9.1f  %13lu %13lu  %u\n",
 		       way_name[opt.way], per_page(fig.first.write), write,
@@ -777,7 +801,7 @@ static void run_way(bool csv)
 
 	if (why && csv) {
 		print_case_csv();
-		printf(",,,,,,,,,,,,\n");
+		printf(",,,,,,,,,,,,,\n");
 	} else if (why) {
 		printf("%-5s  %s\n", way_name[opt.way], why);
 	}
@@ -816,7 +840,8 @@ static void help(const char *name)
 	       " -i: rounds, of which the median counts, up to %u (default %u)\n"
 	       " -S: seed of the random pages (default %lu)\n"
 	       " -l: also say for how long KVM keeps the processor to itself; this costs time\n"
-	       " -t: have threads harvest and reset all vCPUs' rings, and take real time\n",
+	       " -t: have threads harvest and reset all vCPUs' rings, without and with a copy\n"
+	       "     of each page, and take real time\n",
 	       name, MAX_PAGES, opt.pages, opt.entries, MAX_VCPUS, MAX_ROUNDS,
 	       opt.rounds, opt.seed);
 }
