@@ -620,10 +620,10 @@ static void *harvester(void *data)
 		}
 		if (!vcpu_reset)
 			n = vm_reset_dirty_rings(vm);
-		for (i = thread; i < opt.vcpus && round >= opt.rounds;
-		     i += opt.threads)
-			copy_pages(collected + task[i].first,
-				   task[i].end - task[i].first, copy);
+		if (round >= opt.rounds)
+			for (i = thread; i < opt.vcpus; i += opt.threads)
+				copy_pages(collected + task[i].first,
+					   task[i].end - task[i].first, copy);
 		thread_end[thread] = clock_ns(CLOCK_MONOTONIC);
 		thread_reset[thread] = n;
 		pthread_barrier_wait(&barrier);
