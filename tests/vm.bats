@@ -67,8 +67,8 @@ refuses() {
 @test "vm/check, vm/userspace: an unknown machine is refused" {
 	refuses vm/check "ARCH=mips is unknown here" ARCH=mips
 	refuses vm/userspace "which machine?"
-	refuses vm/userspace "there is no machine called mips" -- mips
-	refuses vm/userspace "there is no machine called ../run" -- ../run
+	refuses vm/userspace "ARCH=mips is unknown here; known: " -- mips
+	refuses vm/userspace "ARCH=../run is unknown here" -- ../run
 	refuses vm/userspace "unknown argument 'x'" -- arm64 x
 	refuses vm/userspace "which packages?" -- --host
 }

@@ -11,6 +11,15 @@ number() {
 	printf -v "$name" %d "$((10#${!name}))"
 }
 
+# machine_of ARCH: have what vm/arch says of this machine
+machine_of() {
+	local known=("$top"/vm/arch/*)
+	[[ $1 != */* && -f $top/vm/arch/$1 ]] ||
+		die "ARCH=$1 is unknown here; known: ${known[*]##*/}"
+	# shellcheck source=arch/x86_64
+	. "$top/vm/arch/$1"
+}
+
 # migration_numbers: what is migrated, and how, must make sense
 migration_numbers() {
 	number MEM 128 1024
@@ -22,6 +31,13 @@ migration_numbers() {
 	number RUNS 1 100
 	number LIMIT 1 100000
 }
+
+# For the kernel of a machine in which migrations are timed. Under emulation the
+# first write to a page in which code ran takes long, as what was translated from
+# it is looked for: half a second for a huge page of an earlier guest's, in the
+# middle of a migration if it is the destination that gets it. So it is written
+# to, and cleared, when it is freed.
+migration_append=init_on_free=1
 
 # kvm_opts: have the module parameters of KVM_OPTS in the array opts
 kvm_opts() {
