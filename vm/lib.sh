@@ -39,6 +39,20 @@ migration_numbers() {
 # to, and cleared, when it is freed.
 migration_append=init_on_free=1
 
+# on_record MARK: put standard input into README.md, in the place of what is there
+# between the two marks of this name: that is made so, and nowhere else
+on_record() {
+	{
+		sed "/^<!-- $1: begin -->\$/q" "$top/README.md"
+		echo
+		cat
+		echo
+		sed -n "/^<!-- $1: end -->\$/,\$p" "$top/README.md"
+	} > "$build/README.md"
+	cp "$build/README.md" "$top/README.md"
+	say "README.md: written"
+}
+
 # kvm_opts: have the module parameters of KVM_OPTS in the array opts
 kvm_opts() {
 	local o

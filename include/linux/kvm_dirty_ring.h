@@ -130,9 +130,6 @@ void kvm_dirty_ring_push_once(struct kvm *kvm, struct kvm_memory_slot *memslot,
 bool kvm_dirty_ring_full_exit(struct kvm_vcpu *vcpu);
 int kvm_dirty_ring_reset(struct kvm *kvm, struct kvm_vcpu *only);
 int kvm_dirty_ring_sync(struct kvm *kvm);
-void kvm_dirty_ring_protect_masked(struct kvm *kvm,
-				   struct kvm_memory_slot *memslot,
-				   const u64 *offset, u32 nr);
 void kvm_arch_dirty_ring_protect(struct kvm *kvm,
 				 struct kvm_memory_slot *memslot,
 				 const u64 *offset, u32 nr);

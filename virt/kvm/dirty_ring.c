@@ -82,18 +82,19 @@
  *
  * What is in no ring yet
  * ----------------------
- * Three things, and a sync waits for each: writes in a CPU's own log, which the
- * architecture brings in; pages kept aside; entries claimed and not published,
- * behind which published ones cannot be harvested. There are none of those in a
- * ring while as many entries were published, by the vCPU and by others, as were
+ * Four things, and a sync waits for each: writes in a CPU's own log, and pages
+ * that a fault has made writable and not marked yet, both of which are the
+ * architecture's; pages kept aside; entries claimed and not published, behind
+ * which published ones cannot be harvested. There are none of those in a ring
+ * while as many entries were published, by the vCPU and by others, as were
  * claimed.
  */
 
 #include <linux/kvm_host.h>
 #include <linux/kvm_dirty_ring.h>
+#include <linux/mm.h>
 #include <linux/nospec.h>
 #include <linux/sched/signal.h>
-#include <linux/slab.h>
 #include <trace/events/kvm.h>
 
 /*
@@ -565,19 +566,20 @@ static struct kvm_memory_slot *reset_memslot(struct kvm *kvm, u32 slot)
 }
 
 /**
- * kvm_dirty_ring_protect_masked - write-protect pages, by masks
+ * kvm_arch_dirty_ring_protect - write-protect pages, or clear their dirty bits
  * @kvm:	the VM
  * @memslot:	the memslot of the pages
  * @offset:	the pages' indices in @memslot, all of them in it, in any order
  * @nr:		how many
  *
- * For architectures whose walk of page tables is by masks.
+ * Their mappings are no huge ones. The caller flushes TLBs. This is for
+ * architectures whose walk of page tables is by masks; others override it.
  *
  * Context: kvm->srcu and mmu_lock held.
  */
-void kvm_dirty_ring_protect_masked(struct kvm *kvm,
-				   struct kvm_memory_slot *memslot,
-				   const u64 *offset, u32 nr)
+void __weak kvm_arch_dirty_ring_protect(struct kvm *kvm,
+					struct kvm_memory_slot *memslot,
+					const u64 *offset, u32 nr)
 {
 	unsigned long mask;
 	u32 i = 0;
@@ -592,24 +594,6 @@ void kvm_dirty_ring_protect_masked(struct kvm *kvm,
 		kvm_arch_mmu_enable_log_dirty_pt_masked(kvm, memslot, base,
 							mask);
 	}
-}
-
-/**
- * kvm_arch_dirty_ring_protect - write-protect pages, or clear their dirty bits
- * @kvm:	the VM
- * @memslot:	the memslot of the pages
- * @offset:	the pages' indices in @memslot, all of them in it, in any order
- * @nr:		how many
- *
- * Their mappings are no huge ones. The caller flushes TLBs.
- *
- * Context: kvm->srcu and mmu_lock held.
- */
-void __weak kvm_arch_dirty_ring_protect(struct kvm *kvm,
-					struct kvm_memory_slot *memslot,
-					const u64 *offset, u32 nr)
-{
-	kvm_dirty_ring_protect_masked(kvm, memslot, offset, nr);
 }
 
 /*
@@ -809,7 +793,7 @@ static bool ring_all_published(struct kvm_dirty_ring *ring)
  * the call is found by harvesting the rings once. vCPUs go on running; those in
  * the guest are interrupted only where the CPU keeps a log of its own.
  *
- * Context: Process context, no locks held. Takes kvm->srcu. Sleeps.
+ * Context: Process context, no locks held. Takes kvm->srcu and mmu_lock. Sleeps.
  * Return: 0; -EINVAL if the VM has no dirty rings; -ENOSPC if the rings have no
  * room for all that was kept aside: harvest, reset, and call again.
  */

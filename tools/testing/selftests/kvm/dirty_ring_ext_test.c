@@ -8,7 +8,8 @@
  *    others are reset, and a copy kept up to date that way is right,
  *  - after KVM_SYNC_DIRTY_RINGS one harvest sees all that was written before,
  *    while vCPUs run, and no vCPU returns to userspace for it,
- *  - that includes what a vCPU wrote that is preempted,
+ *  - that includes a page that another vCPU is about to mark, and what a vCPU
+ *    wrote that is preempted,
  *  - a sync does not wait for vCPUs that do not run,
  *  - a sync says so if what was kept aside does not fit into the rings,
  *  - a page that KVM writes again and again is in a ring once, but again as
@@ -159,6 +160,61 @@ static void sync_running(void)
 	       halfway, SYNC_ROUNDS, early);
 	/* It is the CPU's own log that makes a sync necessary. */
 	EXPECT(!!early, dirty_ring_cpu_logs_pages());
+	ring_vm_free(rv);
+}
+
+/*
+ * Two vCPUs write the same pages: for one of them a page is made writable, and the
+ * other may write it before it is marked dirty for the first.
+ */
+#define SHARED_ROUNDS	30
+
+static void sync_shared(void)
+{
+	struct ring_vm_runner runners[2];
+	struct ring_vm *rv;
+	uint64_t before[2], stores, written, lost, first = 0;
+	int round, i;
+
+	need_sync();
+	rv = ring_vm_create(4096, 2, SYNC_PAGES, KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	ring_vm_write(rv, 0, 0, SYNC_PAGES);
+	ring_vm_collect_all(rv);
+	ring_vm_forget(rv);
+
+	for (round = 0; round < SHARED_ROUNDS; round++) {
+		for (i = 0; i < 2; i++) {
+			before[i] = READ_ONCE(ring_vm_task(rv, i)->stores);
+			ring_vm_set_task(rv, i, 0, SYNC_PAGES, 1);
+			WRITE_ONCE(ring_vm_task(rv, i)->spin, 1);
+			ring_vm_runner_start(&runners[i], rv, i);
+		}
+		do {
+			written = 0;
+			for (i = 0; i < 2; i++) {
+				stores = READ_ONCE(ring_vm_task(rv, i)->stores);
+				written = max(written, stores - before[i]);
+			}
+			/* One starts later, and catches up. */
+		} while (written < SYNC_PAGES / 2 + 5 * round);
+
+		/* The last one may not be done, see above. */
+		written = min(written - 1, (uint64_t)SYNC_PAGES);
+		EXPECT(vm_sync(rv->vm), 0);
+		for (i = 0; i < 2; i++)
+			ring_vm_harvest(rv, i, DIRTY_RING_HARVEST_ALL);
+		lost = missing(rv, written, &first);
+		TEST_ASSERT(!lost, "Round %d: %lu of %lu pages are lost, from %lu on",
+			    round, lost, written, first);
+
+		for (i = 0; i < 2; i++) {
+			ring_vm_runner_stop(&runners[i]);
+			EXPECT(ring_vm_run(rv, i), RING_VM_DONE);
+		}
+		vm_reset_dirty_rings(rv->vm);
+		ring_vm_collect_all(rv);
+		ring_vm_forget(rv);
+	}
 	ring_vm_free(rv);
 }
 
@@ -631,6 +687,7 @@ static const struct test_case cases[] = {
 	  vcpu_reset_running },
 	{ "sync-without-ring: EINVAL", sync_without_ring },
 	{ "sync-running: one harvest sees all that was written", sync_running },
+	{ "sync-shared: sees what another vCPU is about to mark", sync_shared },
 	{ "sync-preempted: sees what a preempted vCPU wrote", sync_preempted },
 	{ "sync-not-running: waits for no vCPU that does not run",
 	  sync_not_running },
