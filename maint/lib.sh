@@ -35,6 +35,16 @@ say() {
 	echo "$*"
 }
 
+# end_children [PID]: end what this script has started, and what that has, last first
+end_children() {
+	local child
+
+	for child in $(cat /proc/"${1:-$$}"/task/*/children 2>/dev/null); do
+		end_children "$child"
+		kill "$child" 2>/dev/null || :
+	done
+}
+
 # need PACKAGE...: have these Debian packages installed
 need() {
 	local p missing=() sudo=()

@@ -226,3 +226,20 @@ figure() {
 	END
 	grep -qx '# took more than 1 s: sleep 20' <<< "$output"
 }
+
+@test "maint/lib.sh: a script that is ended takes along what it has started" {
+	cat > "$BATS_TEST_TMPDIR/script" <<-END
+		. "$top/maint/lib.sh"
+		trap end_children EXIT
+		trap 'exit 143' TERM
+		while read -r line; do echo "\$line"; done \\
+			< <(bash -c 'sleep 7654.321 & echo started; wait'; echo ended)
+	END
+	bash "$BATS_TEST_TMPDIR/script" > "$BATS_TEST_TMPDIR/out" 3>&- &
+	until [[ -s $BATS_TEST_TMPDIR/out ]]; do sleep 0.1; done
+	kill $!
+	wait $! || status=$?
+	echo "status $status"
+	[[ $status -eq 143 ]]
+	! grep -qz 7654.321 /proc/[0-9]*/cmdline 2>/dev/null
+}
