@@ -10,12 +10,13 @@
 #include <asm/local64.h>
 
 struct dentry;
+struct file;
 struct kvm;
 struct kvm_dirty_aside;
 struct kvm_memory_slot;
 struct kvm_vcpu;
+struct page;
 struct vm_area_struct;
-struct vm_fault;
 
 /* Largest ring, in entries: 1 MiB. */
 #define KVM_DIRTY_RING_MAX_ENTRIES	65536
@@ -33,15 +34,14 @@ struct vm_fault;
 
 /**
  * struct kvm_dirty_ring_vcpu_stat - what happened to a vCPU's dirty ring
- * @pushed:	entries the vCPU published in it. Written on the CPU where the vCPU
- *		is loaded, in interrupts as well.
  * @skipped:	times KVM wrote to a page for the vCPU that was in it already, and
  *		was not pushed again. Written by the vCPU's task.
  * @full_exits:	exits to userspace at the soft limit. Written by the vCPU's task.
  * @reset:	entries that were reset. Written under reset_lock.
+ *
+ * Userspace may set these to 0.
  */
 struct kvm_dirty_ring_vcpu_stat {
-	local64_t pushed;
 	u64 skipped;
 	u64 full_exits;
 	u64 reset;
@@ -53,6 +53,8 @@ struct kvm_dirty_ring_vcpu_stat {
  * @skipped_other:	times others dirtied a page that was in a ring, or aside,
  *			already
  * @aside:		pages that were kept aside, for want of room
+ * @aside_between:	pages that were added to those because they are between
+ *			them, for want of room aside
  * @syncs:		times everything was brought into the rings
  *
  * Written under the lock of struct kvm_dirty_aside.
@@ -61,10 +63,17 @@ struct kvm_dirty_ring_vm_stat {
 	ulong pushed_other;
 	ulong skipped_other;
 	ulong aside;
+	ulong aside_between;
 	ulong syncs;
 };
 
-/* For an architecture's debugfs_entries. */
+/*
+ * For an architecture's debugfs_entries. What was pushed must not be set to 0: it
+ * is what a sync goes by.
+ */
+#define KVM_DIRTY_RING_VCPU_PUSHED					\
+	{ "dirty_ring_pushed", offsetof(struct kvm_vcpu, dirty_ring.pushed), \
+	  KVM_STAT_VCPU, 0444 }
 #define KVM_DIRTY_RING_VCPU_STAT(x)					\
 	{ "dirty_ring_" #x, offsetof(struct kvm_vcpu, dirty_ring.stat.x), \
 	  KVM_STAT_VCPU }
@@ -84,7 +93,9 @@ struct kvm_dirty_ring_vm_stat {
  *		pushes, without a lock, from any context.
  * @soft_end:	@head's value when the next push makes the vCPU exit to userspace:
  *		@tail + @soft_limit - 1. Written with @tail.
- * @stat:	for debugfs; a sync compares how many were pushed with @head
+ * @pushed:	entries the vCPU published in it; a sync compares that with @head.
+ *		Written on the CPU where the vCPU is loaded, in interrupts as well.
+ * @stat:	for debugfs, and nothing else
  * @pushed_other: entries that others published in it, modulo 2^32. Written under
  *		the lock of struct kvm_dirty_aside.
  * @recent:	an entry pushed lately for a page of that offset modulo the size of
@@ -92,6 +103,7 @@ struct kvm_dirty_ring_vm_stat {
  * @tail:	entries reset since creation, modulo 2^32. Written under
  *		@reset_lock, read by whoever pushes.
  * @reset_lock:	serializes resets of this ring
+ * @file:	whose pages @entries are. Set at vCPU creation.
  *
  * head and tail count, they do not wrap at the ring's size: entry n is
  * entries[n & mask], and head - tail entries are in use.
@@ -102,11 +114,13 @@ struct kvm_dirty_ring {
 	u32 soft_limit;
 	atomic_t head;
 	u32 soft_end;
+	local64_t pushed;
 	struct kvm_dirty_ring_vcpu_stat stat;
 	u32 pushed_other;
 	u32 recent[KVM_DIRTY_RING_RECENT];
 	u32 tail;
 	struct mutex reset_lock; /* one reset at a time, writes tail */
+	struct file *file;
 };
 
 u32 kvm_arch_dirty_log_size(void);
@@ -115,6 +129,7 @@ struct kvm_dirty_aside *kvm_dirty_aside_alloc(void);
 int kvm_dirty_ring_enable(struct kvm *kvm, const struct kvm_enable_cap *cap);
 int kvm_dirty_ring_enable_bitmaps(struct kvm *kvm,
 				  const struct kvm_enable_cap *cap);
+void kvm_dirty_ring_stop(struct kvm *kvm);
 void kvm_dirty_ring_destroy_vm(struct kvm *kvm);
 
 int kvm_dirty_ring_create(struct kvm_vcpu *vcpu);
@@ -122,7 +137,7 @@ void kvm_dirty_ring_destroy(struct kvm_vcpu *vcpu);
 void kvm_dirty_ring_vcpu_online(struct kvm_vcpu *vcpu);
 int kvm_dirty_ring_mmap(struct kvm_vcpu *vcpu, struct vm_area_struct *vma);
 bool kvm_dirty_ring_has_page(struct kvm_vcpu *vcpu, pgoff_t pgoff);
-vm_fault_t kvm_dirty_ring_fault(struct kvm_vcpu *vcpu, struct vm_fault *vmf);
+struct page *kvm_dirty_ring_page(struct kvm_vcpu *vcpu, pgoff_t pgoff);
 
 void kvm_dirty_ring_push(struct kvm_vcpu *vcpu, gfn_t gfn);
 void kvm_dirty_ring_push_once(struct kvm *kvm, struct kvm_memory_slot *memslot,
@@ -140,6 +155,10 @@ void kvm_dirty_ring_create_debugfs(struct kvm_vcpu *vcpu,
 
 struct kvm_dirty_ring {
 };
+
+static inline void kvm_dirty_ring_stop(struct kvm *kvm)
+{
+}
 
 static inline void kvm_dirty_ring_destroy_vm(struct kvm *kvm)
 {
@@ -169,10 +188,10 @@ static inline bool kvm_dirty_ring_has_page(struct kvm_vcpu *vcpu, pgoff_t pgoff)
 	return false;
 }
 
-static inline vm_fault_t kvm_dirty_ring_fault(struct kvm_vcpu *vcpu,
-					      struct vm_fault *vmf)
+static inline struct page *kvm_dirty_ring_page(struct kvm_vcpu *vcpu,
+					       pgoff_t pgoff)
 {
-	return VM_FAULT_SIGBUS;
+	return NULL;
 }
 
 static inline void kvm_dirty_ring_push(struct kvm_vcpu *vcpu, gfn_t gfn)

@@ -75,7 +75,8 @@
  * first ring that is below its soft limit. If there is none either, the page is
  * kept aside, and is pushed before the ioctl returns that makes room: the next
  * reset, or the creation of a vCPU. An entry in use is never overwritten, and
- * no page is dropped.
+ * no page is dropped, until the VM is destroyed: then a vCPU pushes to its own
+ * ring only.
  *
  * If userspace has asked for bitmaps beside the rings, what is dirtied without
  * a running vCPU goes to the memslot's bitmap instead, and nothing else does.
@@ -92,6 +93,7 @@
 
 #include <linux/kvm_host.h>
 #include <linux/kvm_dirty_ring.h>
+#include <linux/hash.h>
 #include <linux/mm.h>
 #include <linux/nospec.h>
 #include <linux/sched/signal.h>
@@ -106,10 +108,11 @@
 /* Memslots, in turns, whose pages are write-protected under one hold of mmu_lock. */
 #define BATCH_RUNS	8
 
-/* Pages kept aside one by one, before whole ranges are. */
-#define ASIDE_PAGES	512
+/* Neighbourhoods of 64 pages kept aside page by page, before whole ranges are. */
+#define ASIDE_ENTRIES	4096
+#define ASIDE_HASH_BITS	11
 
-/* Memslots that can be kept aside, of all address spaces. */
+/* One for each memslot that there can be, of all address spaces, at the least. */
 #define ASIDE_RANGES	(KVM_ADDRESS_SPACE_NUM * KVM_MEM_SLOTS_NUM)
 
 /**
@@ -123,30 +126,59 @@ struct dirty_page {
 };
 
 /**
+ * struct aside_entry - pages of one neighbourhood that are kept aside
+ * @slot:	as in struct dirty_page
+ * @word:	the pages' index in the memslot, divided by 64
+ * @mask:	which of the 64, at least one
+ */
+struct aside_entry {
+	u32 slot;
+	u32 word;
+	u64 mask;
+};
+
+/**
+ * struct aside_range - pages that are kept aside, and those between them
+ * @slot:	as in struct dirty_page
+ * @first:	index of the first page in the memslot
+ * @end:	index of the page after the last one
+ */
+struct aside_range {
+	u32 slot;
+	u32 first;
+	u32 end;
+};
+
+/**
  * struct kvm_dirty_aside - dirty pages of a VM for which no ring had room
  * @lock:	protects everything below. A raw spinlock with interrupts off,
  *		because it nests inside a runqueue's lock when steal time is
  *		written. Also held while a page is moved between aside and a
  *		ring, which makes "no ring has room" and "the page is aside"
  *		one step as seen by a reset that makes room.
- * @nr_pages:	valid elements of @page
- * @page:	exact pages, in no order
- * @nr_ranges:	elements of @range that are not empty
- * @range:	once @page is full: for each memslot the pages from first up to
- *		end that include all of its pages, and perhaps others. Reporting
- *		a page too many costs userspace a copy; the size of this
- *		structure must not depend on the size of the guest. Empty if end
- *		is 0.
+ * @stopped:	the VM is being destroyed: vCPUs go one by one, and their rings
+ *		with them
+ * @nr_pages:	pages in @entry
+ * @nr_entries:	valid elements of @entry
+ * @nr_ranges:	valid elements of @range
+ * @hash:	for each hash the last of its entries, plus one; 0 if it has none
+ * @next:	for each entry the one before it that has the same hash, as in @hash
+ * @entry:	exact pages, in the order they came. Only the last entry goes.
+ * @range:	what comes once @entry is full, in order; they neither overlap nor
+ *		touch. If there would be more than ASIDE_RANGES, the two that are
+ *		closest become one. Reporting a page too many costs userspace a copy; the
+ *		size of this structure must not depend on the size of the guest.
  */
 struct kvm_dirty_aside {
 	raw_spinlock_t lock;
+	bool stopped;
 	u32 nr_pages;
-	struct dirty_page page[ASIDE_PAGES];
+	u32 nr_entries;
 	u32 nr_ranges;
-	struct {
-		u64 first;
-		u64 end;
-	} range[ASIDE_RANGES];
+	u16 hash[1 << ASIDE_HASH_BITS];
+	u16 next[ASIDE_ENTRIES];
+	struct aside_entry entry[ASIDE_ENTRIES];
+	struct aside_range range[ASIDE_RANGES + 1];
 };
 
 /**
@@ -259,7 +291,8 @@ static bool ring_has(struct kvm_dirty_ring *ring, struct dirty_page page)
 
 	/*
 	 * Pairs with the barrier in ring_reset(): if the entry is not harvested
-	 * here, what was written to the page is seen after the reset there.
+	 * here, what was written to the page is seen after the reset there,
+	 * whoever harvests, resets, and looks at the page.
 	 */
 	smp_mb();
 	if (READ_ONCE(entry->flags) != KVM_DIRTY_GFN_F_DIRTY)
@@ -281,7 +314,7 @@ static bool own_ring_push(struct kvm_vcpu *vcpu, struct dirty_page page)
 	preempt_disable();
 	pushed = ring_push(vcpu, page, ring->mask + 1);
 	if (pushed)
-		local64_inc(&ring->stat.pushed);
+		local64_inc(&ring->pushed);
 	preempt_enable();
 
 	return pushed;
@@ -313,36 +346,194 @@ static bool any_ring_push(struct kvm *kvm, struct dirty_page page)
 	return false;
 }
 
-/* Is @page the last one that was kept aside? */
-static bool aside_has(struct kvm_dirty_aside *aside, struct dirty_page page)
+static u16 *aside_hash(struct kvm_dirty_aside *aside, u32 slot, u32 word)
 {
-	struct dirty_page *last;
-
-	if (!aside->nr_pages)
-		return false;
-
-	last = &aside->page[aside->nr_pages - 1];
-	return last->slot == page.slot && last->offset == page.offset;
+	return &aside->hash[hash_64((u64)slot << 32 | word, ASIDE_HASH_BITS)];
 }
 
-static void aside_add(struct kvm_dirty_aside *aside, struct dirty_page page)
+static struct aside_entry *aside_find(struct kvm_dirty_aside *aside, u32 slot,
+				      u32 word)
 {
+	struct aside_entry *entry;
+	u16 i;
+
+	for (i = *aside_hash(aside, slot, word); i; i = aside->next[i - 1]) {
+		entry = &aside->entry[i - 1];
+		if (entry->word == word && entry->slot == slot)
+			return entry;
+	}
+
+	return NULL;
+}
+
+/* The first range that ends behind @page; it may begin behind it, too. */
+static u32 aside_find_range(struct kvm_dirty_aside *aside,
+			    struct dirty_page page)
+{
+	u32 low = 0, high = aside->nr_ranges, i;
+	struct aside_range *range;
+
+	while (low < high) {
+		i = (low + high) / 2;
+		range = &aside->range[i];
+		if (range->slot < page.slot ||
+		    (range->slot == page.slot && range->end <= page.offset))
+			low = i + 1;
+		else
+			high = i;
+	}
+
+	return low;
+}
+
+static bool aside_has(struct kvm_dirty_aside *aside, struct dirty_page page)
+{
+	struct aside_entry *entry;
+	struct aside_range *range;
 	u32 i;
 
-	if (aside->nr_pages < ASIDE_PAGES) {
-		aside->page[aside->nr_pages++] = page;
-		return;
+	entry = aside_find(aside, page.slot, page.offset / 64);
+	if (entry && entry->mask & BIT_ULL(page.offset % 64))
+		return true;
+
+	i = aside_find_range(aside, page);
+	range = &aside->range[i];
+	return i < aside->nr_ranges && range->slot == page.slot &&
+	       range->first <= page.offset;
+}
+
+/* The pages between ranges @i and @i + 1; U32_MAX if they cannot become one. */
+static u32 aside_gap(struct kvm_dirty_aside *aside, u32 i)
+{
+	struct aside_range *range = &aside->range[i];
+
+	if (i + 1 >= aside->nr_ranges || range[0].slot != range[1].slot)
+		return U32_MAX;
+
+	return range[1].first - range[0].end;
+}
+
+/* Make ranges @i and @i + 1 one. */
+static void aside_join(struct kvm_dirty_aside *aside, u32 i)
+{
+	struct aside_range *range = &aside->range[i];
+
+	range[0].end = range[1].end;
+	aside->nr_ranges--;
+	memmove(&range[1], &range[2],
+		(aside->nr_ranges - i - 1) * sizeof(*range));
+}
+
+/* Add a page to the ranges. Returns how many others that adds. */
+static u32 aside_add_range(struct kvm_dirty_aside *aside,
+			   struct dirty_page page)
+{
+	u32 i = aside_find_range(aside, page);
+	struct aside_range *range = &aside->range[i];
+	u32 gap, closest = 0;
+
+	if (i && range[-1].slot == page.slot && range[-1].end == page.offset) {
+		range[-1].end++;
+		if (!aside_gap(aside, i - 1))
+			aside_join(aside, i - 1);
+		return 0;
 	}
 
-	i = (page.slot >> 16) * KVM_MEM_SLOTS_NUM + (u16)page.slot;
-	if (!aside->range[i].end) {
-		aside->nr_ranges++;
-		aside->range[i].first = page.offset;
-		aside->range[i].end = page.offset + 1;
-	} else {
-		aside->range[i].first = min(aside->range[i].first, page.offset);
-		aside->range[i].end = max(aside->range[i].end, page.offset + 1);
+	if (i < aside->nr_ranges && range->slot == page.slot &&
+	    range->first == page.offset + 1) {
+		range->first--;
+		return 0;
 	}
+
+	memmove(range + 1, range, (aside->nr_ranges - i) * sizeof(*range));
+	range->slot = page.slot;
+	range->first = page.offset;
+	range->end = page.offset + 1;
+	aside->nr_ranges++;
+	if (aside->nr_ranges <= ASIDE_RANGES)
+		return 0;
+
+	/* More than there are memslots: two at least are of the same. */
+	for (i = 1; i < aside->nr_ranges; i++)
+		if (aside_gap(aside, i) < aside_gap(aside, closest))
+			closest = i;
+	gap = aside_gap(aside, closest);
+	aside_join(aside, closest);
+	return gap;
+}
+
+/* Keep a page aside that is not. Returns how many others that adds. */
+static u32 aside_add(struct kvm_dirty_aside *aside, struct dirty_page page)
+{
+	u32 word = page.offset / 64;
+	struct aside_entry *entry = aside_find(aside, page.slot, word);
+	u16 *hash;
+
+	if (!entry) {
+		if (aside->nr_entries == ASIDE_ENTRIES)
+			return aside_add_range(aside, page);
+
+		hash = aside_hash(aside, page.slot, word);
+		aside->next[aside->nr_entries] = *hash;
+		entry = &aside->entry[aside->nr_entries++];
+		entry->slot = page.slot;
+		entry->word = word;
+		entry->mask = 0;
+		*hash = aside->nr_entries;
+	}
+
+	entry->mask |= BIT_ULL(page.offset % 64);
+	aside->nr_pages++;
+	return 0;
+}
+
+/*
+ * Move pages of the last entry to the rings, up to BATCH_PAGES with the @nr that were
+ * moved before. Returns false if that ends for now, for either reason.
+ */
+static bool aside_push_entry(struct kvm *kvm, struct kvm_dirty_aside *aside,
+			     u32 *nr)
+{
+	u32 last = aside->nr_entries - 1;
+	struct aside_entry *entry = &aside->entry[last];
+	struct dirty_page page = { .slot = entry->slot };
+
+	while (entry->mask) {
+		if (*nr == BATCH_PAGES)
+			return false;
+		page.offset = (u64)entry->word * 64 + __ffs64(entry->mask);
+		if (!any_ring_push(kvm, page))
+			return false;
+		entry->mask &= entry->mask - 1;
+		aside->nr_pages--;
+		(*nr)++;
+	}
+
+	/* It is the last of its hash. */
+	*aside_hash(aside, entry->slot, entry->word) = aside->next[last];
+	aside->nr_entries = last;
+	return true;
+}
+
+/* The same for the last range. */
+static bool aside_push_range(struct kvm *kvm, struct kvm_dirty_aside *aside,
+			     u32 *nr)
+{
+	struct aside_range *range = &aside->range[aside->nr_ranges - 1];
+	struct dirty_page page = { .slot = range->slot };
+
+	while (range->first < range->end) {
+		if (*nr == BATCH_PAGES)
+			return false;
+		page.offset = range->first;
+		if (!any_ring_push(kvm, page))
+			return false;
+		range->first++;
+		(*nr)++;
+	}
+
+	aside->nr_ranges--;
+	return true;
 }
 
 /*
@@ -351,39 +542,21 @@ static void aside_add(struct kvm_dirty_aside *aside, struct dirty_page page)
  */
 static bool aside_push_some(struct kvm *kvm, struct kvm_dirty_aside *aside)
 {
-	struct dirty_page page;
-	int nr = 0;
-	u32 i;
+	u32 nr = 0;
 
-	for (; aside->nr_pages; aside->nr_pages--) {
-		if (nr++ == BATCH_PAGES)
-			return true;
-		if (!any_ring_push(kvm, aside->page[aside->nr_pages - 1]))
-			return false;
-	}
+	while (aside->nr_entries && aside_push_entry(kvm, aside, &nr))
+		;
+	while (!aside->nr_entries && aside->nr_ranges &&
+	       aside_push_range(kvm, aside, &nr))
+		;
 
-	for (i = 0; aside->nr_ranges && i < ASIDE_RANGES; i++) {
-		if (!aside->range[i].end)
-			continue;
-
-		page.slot = (i / KVM_MEM_SLOTS_NUM) << 16 |
-			    (i % KVM_MEM_SLOTS_NUM);
-		while (aside->range[i].first < aside->range[i].end) {
-			if (nr++ == BATCH_PAGES)
-				return true;
-			page.offset = aside->range[i].first;
-			if (!any_ring_push(kvm, page))
-				return false;
-			aside->range[i].first++;
-		}
-		aside->range[i].end = 0;
-		aside->nr_ranges--;
-	}
-
-	return false;
+	return nr == BATCH_PAGES;
 }
 
-/* Called whenever rings may have got room. May sleep. */
+/*
+ * Called whenever rings may have got room. May sleep. What is aside stays there if
+ * a fatal signal is pending.
+ */
 static void aside_push(struct kvm *kvm)
 {
 	struct kvm_dirty_aside *aside = kvm->dirty_aside;
@@ -399,7 +572,7 @@ static void aside_push(struct kvm *kvm)
 		more = aside_push_some(kvm, aside);
 		raw_spin_unlock_irq(&aside->lock);
 		cond_resched();
-	} while (more);
+	} while (more && !fatal_signal_pending(current));
 }
 
 static struct dirty_page dirty_page(struct kvm_memory_slot *memslot, u64 offset)
@@ -426,10 +599,12 @@ static noinline void push_elsewhere(struct kvm *kvm, struct dirty_page page)
 	aside = kvm->dirty_aside;
 
 	raw_spin_lock_irqsave(&aside->lock, flags);
-	if (aside_has(aside, page)) {
+	if (aside->stopped) {
+		/* Nobody is there to harvest it. */
+	} else if (aside_has(aside, page)) {
 		kvm->dirty_ring_stat.skipped_other++;
 	} else if (!any_ring_push(kvm, page)) {
-		aside_add(aside, page);
+		kvm->dirty_ring_stat.aside_between += aside_add(aside, page);
 		kvm->dirty_ring_stat.aside++;
 		trace_kvm_dirty_ring_aside(page.slot, page.offset,
 					   aside->nr_pages, aside->nr_ranges);
@@ -476,7 +651,7 @@ void kvm_dirty_ring_push(struct kvm_vcpu *vcpu, gfn_t gfn)
 		return;
 	}
 	ring_publish(ring, nr, dirty_page(memslot, gfn - memslot->base_gfn));
-	local64_inc(&ring->stat.pushed);
+	local64_inc(&ring->pushed);
 	preempt_enable();
 }
 
@@ -512,7 +687,11 @@ void kvm_dirty_ring_push_once(struct kvm *kvm, struct kvm_memory_slot *memslot,
 		 * task that runs a vCPU has none loaded while it calls an ioctl
 		 * of the VM, or of a device such as the GIC's ITS that writes
 		 * its tables to guest memory.
+		 *
+		 * The barrier pairs with the atomic operations that clear the
+		 * bit: who clears it sees what was written to the page.
 		 */
+		smp_mb__before_atomic();
 		set_bit_le(offset, memslot->dirty_bitmap);
 		return;
 	}
@@ -668,8 +847,11 @@ static void reset_release(struct kvm_dirty_ring *ring, u32 first, u32 nr)
 	smp_store_release(&ring->soft_end, tail + ring->soft_limit - 1);
 }
 
-/* Reset the harvested entries of one ring; the caller flushes TLBs. */
-static u32 ring_reset(struct kvm *kvm, struct kvm_vcpu *vcpu)
+/*
+ * Reset the harvested entries of one ring, and add how many there were to @total;
+ * the caller flushes TLBs.
+ */
+static void ring_reset(struct kvm *kvm, struct kvm_vcpu *vcpu, int *total)
 {
 	struct kvm_dirty_ring *ring = &vcpu->dirty_ring;
 	struct reset_batch batch;
@@ -679,16 +861,13 @@ static u32 ring_reset(struct kvm *kvm, struct kvm_vcpu *vcpu)
 	mutex_lock(&ring->reset_lock);
 	end = atomic_read(&ring->head);
 
-	/*
-	 * Pairs with the barrier in ring_has(): userspace harvested before, and
-	 * looks at pages after.
-	 */
-	smp_mb();
-
 	while (!fatal_signal_pending(current)) {
 		idx = srcu_read_lock(&kvm->srcu);
 		reset_find(kvm, ring, ring->tail, end, &batch);
 		if (batch.nr) {
+			/* Under way, see kvm_dirty_ring_reset(). */
+			if (!*total)
+				atomic_inc(&kvm->dirty_ring_resets);
 			spin_lock(&kvm->mmu_lock);
 			reset_protect(kvm, &batch);
 			spin_unlock(&kvm->mmu_lock);
@@ -699,16 +878,22 @@ static u32 ring_reset(struct kvm *kvm, struct kvm_vcpu *vcpu)
 
 		reset_release(ring, ring->tail, batch.nr);
 		count += batch.nr;
+		*total += batch.nr;
 		cond_resched();
 	}
+
+	/*
+	 * Pairs with the barrier in ring_has(): userspace harvested before, and
+	 * looks at pages after. Not any earlier: whoever harvested may be another
+	 * thread than the one that calls this, and it is flags that say so.
+	 */
+	smp_mb();
 
 	ring->stat.reset += count;
 	if (count)
 		trace_kvm_dirty_ring_reset(vcpu->vcpu_id, count,
 					   ring_used(ring));
 	mutex_unlock(&ring->reset_lock);
-
-	return count;
 }
 
 /**
@@ -735,25 +920,25 @@ int kvm_dirty_ring_reset(struct kvm *kvm, struct kvm_vcpu *only)
 	if (!kvm_dirty_ring_enabled(kvm))
 		return -EINVAL;
 
-	atomic_inc(&kvm->dirty_ring_resets);
 	if (only)
-		count = ring_reset(kvm, only);
+		ring_reset(kvm, only, &count);
 	else
 		kvm_for_each_vcpu(i, vcpu, kvm)
-			count += ring_reset(kvm, vcpu);
+			ring_reset(kvm, vcpu, &count);
 
 	/*
-	 * Flush even if no mapping had to be changed: another reset may have
-	 * changed it, for an entry of the same page, and not have flushed yet.
-	 * It may even have taken all that this one's caller had harvested. It
-	 * is counted as long as that is so; the rings' locks order the count.
-	 * Acquire pairs with the release below: once it is not counted any more
-	 * userspace may read what was written until the flush.
+	 * Flush even if nothing was reset: another reset may have taken all that
+	 * this one's caller had harvested, and not have flushed yet. It is counted
+	 * from when it has found something until it has; the rings' locks order
+	 * the count. One that finds nothing owes no flush to anybody, and is not
+	 * counted. Acquire pairs with the release below: once the other is not
+	 * counted any more userspace may read what was written until the flush.
 	 */
-	if (count || atomic_read_acquire(&kvm->dirty_ring_resets) > 1)
+	if (count || atomic_read_acquire(&kvm->dirty_ring_resets))
 		kvm_flush_remote_tlbs(kvm);
 	/* Flushed before it is not counted any more. */
-	atomic_dec_return_release(&kvm->dirty_ring_resets);
+	if (count)
+		atomic_dec_return_release(&kvm->dirty_ring_resets);
 
 	aside_push(kvm);
 	return count;
@@ -774,7 +959,7 @@ void kvm_dirty_ring_vcpu_online(struct kvm_vcpu *vcpu)
 /* Was there, in the course of this, no entry that was claimed only? */
 static bool ring_all_published(struct kvm_dirty_ring *ring)
 {
-	u32 published = local64_read(&ring->stat.pushed) +
+	u32 published = local64_read(&ring->pushed) +
 			READ_ONCE(ring->pushed_other);
 
 	/*
@@ -795,7 +980,8 @@ static bool ring_all_published(struct kvm_dirty_ring *ring)
  *
  * Context: Process context, no locks held. Takes kvm->srcu and mmu_lock. Sleeps.
  * Return: 0; -EINVAL if the VM has no dirty rings; -ENOSPC if the rings have no
- * room for all that was kept aside: harvest, reset, and call again.
+ * room for all that was kept aside: harvest, reset, and call again; -EINTR if a
+ * fatal signal is pending.
  */
 int kvm_dirty_ring_sync(struct kvm *kvm)
 {
@@ -812,17 +998,46 @@ int kvm_dirty_ring_sync(struct kvm *kvm)
 
 	aside = kvm->dirty_aside;
 	raw_spin_lock_irq(&aside->lock);
-	all = !aside->nr_pages && !aside->nr_ranges;
+	all = !aside->nr_entries && !aside->nr_ranges;
 	kvm->dirty_ring_stat.syncs++;
 	raw_spin_unlock_irq(&aside->lock);
+	if (!all && fatal_signal_pending(current))
+		return -EINTR;
 
 	/* Pushes that are under way, on other CPUs and not preempted. */
-	kvm_for_each_vcpu(i, vcpu, kvm)
-		while (!ring_all_published(&vcpu->dirty_ring))
+	kvm_for_each_vcpu(i, vcpu, kvm) {
+		while (!ring_all_published(&vcpu->dirty_ring)) {
+			if (fatal_signal_pending(current))
+				return -EINTR;
+			cond_resched();
 			cpu_relax();
+		}
+	}
 
 	trace_kvm_dirty_ring_sync(all);
 	return all ? 0 : -ENOSPC;
+}
+
+/**
+ * kvm_dirty_ring_stop - look at no ring but a vCPU's own from now on
+ * @kvm:	the VM, of which nobody has a reference any more
+ *
+ * To destroy a vCPU may dirty pages: what it has mapped is unmapped. As long as
+ * the vCPU has its ring they go there. If they find no room, the other vCPUs may
+ * be freed already.
+ *
+ * Context: Process context. Takes the lock of struct kvm_dirty_aside.
+ */
+void kvm_dirty_ring_stop(struct kvm *kvm)
+{
+	struct kvm_dirty_aside *aside = kvm->dirty_aside;
+
+	if (!aside)
+		return;
+
+	raw_spin_lock_irq(&aside->lock);
+	aside->stopped = true;
+	raw_spin_unlock_irq(&aside->lock);
 }
 
 /**

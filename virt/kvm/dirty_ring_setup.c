@@ -5,9 +5,11 @@
  */
 
 #include <linux/debugfs.h>
+#include <linux/file.h>
 #include <linux/kvm_host.h>
 #include <linux/kvm_dirty_ring.h>
-#include <linux/pfn_t.h>
+#include <linux/pagemap.h>
+#include <linux/shmem_fs.h>
 #include <linux/vmalloc.h>
 
 /**
@@ -117,12 +119,47 @@ void kvm_dirty_ring_destroy_vm(struct kvm *kvm)
 	kvfree(kvm->dirty_aside);
 }
 
+/*
+ * Pages of @file, all of them, as one piece of kernel memory. Each is held: it is
+ * written with a spinlock held, and must stay where it is.
+ */
+static void *ring_map(struct file *file, u32 nr)
+{
+	/* Fail rather than have the memory cgroup's OOM killer make room. */
+	gfp_t gfp = GFP_KERNEL | __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
+	struct page **pages;
+	void *addr = NULL;
+	u32 i;
+
+	pages = kvmalloc_array(nr, sizeof(*pages), GFP_KERNEL);
+	if (!pages)
+		return NULL;
+
+	for (i = 0; i < nr; i++) {
+		pages[i] = shmem_read_mapping_page_gfp(file->f_mapping, i, gfp);
+		if (IS_ERR(pages[i]))
+			break;
+	}
+	if (i == nr)
+		addr = vmap(pages, nr, VM_MAP, PAGE_KERNEL);
+	if (!addr) {
+		while (i--)
+			put_page(pages[i]);
+	}
+
+	kvfree(pages);
+	return addr;
+}
+
 /**
  * kvm_dirty_ring_create - give a vCPU its ring
  * @vcpu:	the vCPU, not yet visible to anybody else
  *
  * The ring is charged to the memory cgroup of the calling task and allocated
- * by its memory policy: on the node it runs on, by default.
+ * by its memory policy: on the node it runs on, by default. It is made of pages
+ * of a file in memory that nobody else can open: userspace may map them, and the
+ * rest of the kernel may pin, copy and dump them, as any page cache. A page that
+ * is charged as kernel memory has no room for a count of mappings.
  *
  * Context: Process context. Sleeps.
  * Return: 0, also if the VM has no dirty rings; -ENOMEM.
@@ -136,11 +173,17 @@ int kvm_dirty_ring_create(struct kvm_vcpu *vcpu)
 	if (!bytes)
 		return 0;
 
-	/* Fail rather than have the memory cgroup's OOM killer make room. */
-	ring->entries = __vmalloc(bytes, GFP_KERNEL_ACCOUNT | __GFP_ZERO |
-				  __GFP_RETRY_MAYFAIL | __GFP_NOWARN);
-	if (!ring->entries)
+	ring->file = shmem_file_setup("kvm-dirty-ring", bytes, VM_NORESERVE);
+	if (IS_ERR(ring->file))
 		return -ENOMEM;
+
+	/* Reclaim could do nothing with pages that are held. */
+	mapping_set_unevictable(ring->file->f_mapping);
+	ring->entries = ring_map(ring->file, bytes >> PAGE_SHIFT);
+	if (!ring->entries) {
+		fput(ring->file);
+		return -ENOMEM;
+	}
 
 	size = bytes / sizeof(struct kvm_dirty_gfn);
 	ring->mask = size - 1;
@@ -152,6 +195,11 @@ int kvm_dirty_ring_create(struct kvm_vcpu *vcpu)
 	return 0;
 }
 
+static struct page *ring_page(struct kvm_dirty_ring *ring, u32 nr)
+{
+	return vmalloc_to_page((void *)ring->entries + nr * PAGE_SIZE);
+}
+
 /**
  * kvm_dirty_ring_destroy - free the ring of a vCPU
  * @vcpu:	the vCPU, not visible to anybody else any more
@@ -160,7 +208,17 @@ int kvm_dirty_ring_create(struct kvm_vcpu *vcpu)
  */
 void kvm_dirty_ring_destroy(struct kvm_vcpu *vcpu)
 {
-	vfree(vcpu->dirty_ring.entries);
+	struct kvm_dirty_ring *ring = &vcpu->dirty_ring;
+	u32 i;
+
+	if (!ring->entries)
+		return;
+
+	/* The file has them still, until it goes. */
+	for (i = 0; i < vcpu->kvm->dirty_ring_size >> PAGE_SHIFT; i++)
+		put_page(ring_page(ring, i));
+	vunmap(ring->entries);
+	fput(ring->file);
 }
 
 /**
@@ -211,31 +269,23 @@ int kvm_dirty_ring_mmap(struct kvm_vcpu *vcpu, struct vm_area_struct *vma)
 
 	/* No mprotect() to executable either. */
 	vma->vm_flags &= ~VM_MAYEXEC;
-	/* For kvm_dirty_ring_fault(); other pages are mapped as usual. */
-	vma->vm_flags |= VM_MIXEDMAP;
 	return 0;
 }
 
 /**
- * kvm_dirty_ring_fault - map a page of a vCPU's ring
+ * kvm_dirty_ring_page - find a page of a vCPU's ring
  * @vcpu:	the vCPU
- * @vmf:	the fault, on a page for which kvm_dirty_ring_has_page() is true
+ * @pgoff:	page offset in the vCPU's file descriptor, one for which
+ *		kvm_dirty_ring_has_page() is true
  *
- * The page is mapped without its struct page: that of a page charged to a
- * memory cgroup as kernel memory has no room for a count of mappings. The
- * mapping holds the file, which holds the VM, which holds the ring.
+ * A mapping holds the vCPU's file, which holds the VM, which holds the ring.
  *
- * Context: Page fault, with the mmap lock held for reading. Sleeps.
- * Return: VM_FAULT_NOPAGE, or an error of vmf_insert_mixed().
+ * Context: Any.
+ * Return: The page, which the ring holds.
  */
-vm_fault_t kvm_dirty_ring_fault(struct kvm_vcpu *vcpu, struct vm_fault *vmf)
+struct page *kvm_dirty_ring_page(struct kvm_vcpu *vcpu, pgoff_t pgoff)
 {
-	unsigned long offset = vmf->pgoff - KVM_DIRTY_LOG_PAGE_OFFSET;
-	struct page *page;
-
-	page = vmalloc_to_page((void *)vcpu->dirty_ring.entries +
-			       (offset << PAGE_SHIFT));
-	return vmf_insert_mixed(vmf->vma, vmf->address, page_to_pfn_t(page));
+	return ring_page(&vcpu->dirty_ring, pgoff - KVM_DIRTY_LOG_PAGE_OFFSET);
 }
 
 /**
@@ -256,7 +306,7 @@ void kvm_dirty_ring_create_debugfs(struct kvm_vcpu *vcpu, struct dentry *dentry)
 		return;
 
 	debugfs_create_u64("dirty_ring_pushed", 0444, dentry,
-			   (u64 *)&stat->pushed);
+			   (u64 *)&vcpu->dirty_ring.pushed);
 	debugfs_create_u64("dirty_ring_skipped", 0444, dentry, &stat->skipped);
 	debugfs_create_u64("dirty_ring_full_exits", 0444, dentry,
 			   &stat->full_exits);

@@ -27,6 +27,7 @@
 
 #define _GNU_SOURCE /* for program_invocation_name, pthread_barrier_t */
 
+#include <linux/bits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -43,9 +44,11 @@
 #include "../kselftest.h"
 
 #define SLOT		1
-/* What all of a slot of 1 TiB is mapped from; the ELF file is below. */
+/* What all of a slot of 1 TiB is mapped from; all else is below. */
 #define SLOT_GPA	(4UL << 30)
-#define SLOT_GVA	BIT_ULL(39)
+#define SLOT_GVA	BIT(39)
+/* Where ucall() may write to, if it has no use for another way. */
+#define UCALL_GPA	(SLOT_GPA - HUGE_SIZE)
 
 #define MAX_PAGES	65536
 #define MAX_VCPUS	64
@@ -201,10 +204,46 @@ static uint64_t now(void)
 	return rdtsc();
 }
 
-#define PTE_FLAGS	0x63UL	/* present, writable, accessed, dirty */
-#define PTE_HUGE	0x80UL
-#define PTE_PRESENT	0x01UL
-#define PTE_ADDR	0x000ffffffffff000UL
+#define SLOT_MAX	BIT(40)
+
+#define PTE_TABLE	0x63UL		/* present, writable, accessed, dirty */
+#define PTE_BLOCK	(PTE_TABLE | 0x80UL)
+
+static uint64_t root_table(void)
+{
+	struct kvm_sregs sregs;
+
+	vcpu_sregs_get(vm, 0, &sregs);
+	return sregs.cr3;
+}
+
+#else
+
+static uint64_t now(void)
+{
+	return clock_ns(CLOCK_MONOTONIC_RAW);
+}
+
+/* The library's VMs have 40 bits of guest physical address. */
+#define SLOT_MAX	(BIT(40) - SLOT_GPA)
+
+#define PTE_TABLE	0x3UL
+#define PTE_BLOCK	0x411UL		/* valid, normal memory, accessed */
+
+static uint64_t root_table(void)
+{
+	uint64_t ttbr;
+
+	get_reg(vm, 0, ARM64_SYS_REG(TTBR0_EL1), &ttbr);
+	return ttbr;
+}
+
+#endif
+
+/* --- The VM ----------------------------------------------------------------- */
+
+#define PTE_PRESENT	0x1UL
+#define PTE_ADDR	0x0000fffffffff000UL
 
 /* The entry for @gva in the guest's page table at @table, made if need be. */
 static uint64_t *table_entry(uint64_t table, uint64_t gva, int shift)
@@ -218,7 +257,7 @@ static uint64_t next_table(uint64_t table, uint64_t gva, int shift)
 
 	if (!(*entry & PTE_PRESENT))
 		*entry = vm_phy_page_alloc(vm, KVM_UTIL_MIN_VADDR, 0) |
-			 PTE_FLAGS;
+			 PTE_TABLE;
 	return *entry & PTE_ADDR;
 }
 
@@ -231,39 +270,15 @@ static uint64_t map_slot_pages(void)
 /* Map the slot by large pages: the page tables of 1 TiB of small ones are 2 GiB. */
 static void map_slot(void)
 {
-	struct kvm_sregs sregs;
-	uint64_t i, table;
+	uint64_t i, table, root = root_table() & PTE_ADDR;
 
-	vcpu_sregs_get(vm, 0, &sregs);
 	for (i = 0; i < opt.slot_size; i += HUGE_SIZE) {
-		table = next_table(sregs.cr3 & PTE_ADDR, SLOT_GVA + i, 39);
+		table = next_table(root, SLOT_GVA + i, 39);
 		table = next_table(table, SLOT_GVA + i, 30);
 		*table_entry(table, SLOT_GVA + i, 21) =
-			(SLOT_GPA + i) | PTE_FLAGS | PTE_HUGE;
+			(SLOT_GPA + i) | PTE_BLOCK;
 	}
 }
-
-#else
-
-static uint64_t now(void)
-{
-	return clock_ns(CLOCK_MONOTONIC_RAW);
-}
-
-static uint64_t map_slot_pages(void)
-{
-	return opt.slot_size / HUGE_SIZE + 16;
-}
-
-static void map_slot(void)
-{
-	virt_map(vm, SLOT_GVA, SLOT_GPA,
-		 vm_num_guest_pages(VM_MODE_DEFAULT, slot_pages), 0);
-}
-
-#endif
-
-/* --- The VM ----------------------------------------------------------------- */
 
 static void guest_code(uint64_t vcpu, uint64_t page_size)
 {
@@ -397,7 +412,8 @@ static void create_vm(void)
 #endif
 		vcpu_args_set(vm, i, 2, (uint64_t)i, (uint64_t)getpagesize());
 	}
-	ucall_init(vm, NULL);
+	/* Not where the library thinks that nothing is: it does not know the slot. */
+	ucall_init(vm, (void *)UCALL_GPA);
 
 	mem = map_sparse(opt.slot_size + HUGE_SIZE);
 	mem = (void *)(((uintptr_t)mem + HUGE_SIZE - 1) & ~(HUGE_SIZE - 1));
@@ -940,8 +956,9 @@ int main(int argc, char **argv)
 
 	slot_pages = opt.slot_size / getpagesize();
 	if (opt.slot_size % HUGE_SIZE || !opt.slot_size ||
-	    opt.slot_size > 1UL << 40)
-		refuse("-b: whole 2 MiB, up to 1T");
+	    opt.slot_size > SLOT_MAX)
+		refuse(SLOT_MAX == BIT(40) ? "-b: whole 2 MiB, up to 1T" :
+					   "-b: whole 2 MiB, up to 1020G");
 	if (opt.random ? opt.pages > slot_pages / 2 :
 			 (uint64_t)opt.pages * opt.stride > slot_pages)
 		refuse("-n: too many pages for the slot");

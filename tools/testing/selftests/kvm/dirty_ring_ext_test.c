@@ -14,14 +14,20 @@
  *  - a sync says so if what was kept aside does not fit into the rings,
  *  - a page that KVM writes again and again is in a ring once, but again as
  *    soon as that entry was harvested,
- *  - the statistics in debugfs count what happened.
+ *  - of thousands of pages that find no room in a ring none is lost, and none is
+ *    reported that was not written, or it is counted,
+ *  - the statistics in debugfs count what happened, and setting them to 0 does
+ *    no harm,
+ *  - resets that find nothing flush no TLB.
  */
 
 #define _GNU_SOURCE /* for program_invocation_name */
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "test_util.h"
@@ -610,6 +616,8 @@ static void duplicates(void)
 	ring_vm_free(rv);
 }
 
+#endif /* __x86_64__ */
+
 /* A number in the VM's directory of debugfs. */
 static long long stat_of(struct ring_vm *rv, const char *name)
 {
@@ -638,6 +646,104 @@ static long long stat_of(struct ring_vm *rv, const char *name)
 	TEST_ASSERT(value >= 0, "No statistics of VM %s", prefix);
 	return value;
 }
+
+/* Set all statistics in a directory to 0 that can be. */
+static void clear_in(const char *path)
+{
+	char name[512];
+	struct dirent *d;
+	DIR *dir;
+	int fd;
+
+	dir = opendir(path);
+	TEST_ASSERT(dir, "%s: %s", path, strerror(errno));
+	while ((d = readdir(dir))) {
+		if (strncmp(d->d_name, "dirty_ring", strlen("dirty_ring")))
+			continue;
+		snprintf(name, sizeof(name), "%s/%.100s", path, d->d_name);
+		chmod(name, 0644);
+		fd = open(name, O_WRONLY);
+		if (fd < 0)
+			continue;
+		if (write(fd, "0\n", 2) < 0)
+			TEST_ASSERT(errno == EACCES, "%s: %s", name,
+				    strerror(errno));
+		close(fd);
+	}
+	closedir(dir);
+}
+
+static void clear_statistics(void)
+{
+	struct ring_vm *rv;
+	char path[128];
+	uint32_t n;
+	int i;
+
+	need_sync();
+	rv = ring_vm_create(ring_vm_min_entries(), 2, 64,
+			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	stat_of(rv, "dirty_ring_pushed");
+	for (i = 0; i < 3; i++) {
+		ring_vm_write(rv, 0, 0, 20);
+		ring_vm_write(rv, 1, 20, 20);
+
+		clear_in("/sys/kernel/debug/kvm");
+		snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%d-%d",
+			 getpid(), vm_get_fd(rv->vm));
+		clear_in(path);
+		strcat(path, "/vcpu1");
+		clear_in(path);
+
+		/* If it goes by them, it does not end, whatever the signal. */
+		EXPECT(vm_sync(rv->vm), 0);
+		n = ring_vm_collect(rv);
+		EXPECT(n, 40);
+		ring_vm_expect(rv, 0, 40);
+		EXPECT(stat_of(rv, "dirty_ring_reset"), 40);
+	}
+	ring_vm_free(rv);
+}
+
+#define EMPTY_THREADS	4
+#define EMPTY_RESETS	2000
+
+static void *empty_reset(void *data)
+{
+	struct ring_vm *rv = data;
+	int i;
+
+	for (i = 0; i < EMPTY_RESETS; i++)
+		EXPECT(vm_reset_dirty_rings(rv->vm), 0);
+	return NULL;
+}
+
+static void empty_resets(void)
+{
+	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 2, 64,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	pthread_t threads[EMPTY_THREADS];
+	long long before;
+	int i;
+
+	/* One ring is empty, the other one not harvested. */
+	ring_vm_write(rv, 0, 0, 20);
+	before = stat_of(rv, "remote_tlb_flush");
+	for (i = 0; i < EMPTY_THREADS; i++)
+		EXPECT(pthread_create(&threads[i], NULL, empty_reset, rv), 0);
+	for (i = 0; i < EMPTY_THREADS; i++)
+		EXPECT(pthread_join(threads[i], NULL), 0);
+	EXPECT(stat_of(rv, "remote_tlb_flush") - before, 0);
+
+	/* One that finds something does, once for all of it. */
+	ring_vm_write(rv, 1, 20, 20);
+	before = stat_of(rv, "remote_tlb_flush");
+	EXPECT(ring_vm_collect(rv), 40);
+	EXPECT(stat_of(rv, "remote_tlb_flush") - before, 1);
+	ring_vm_free(rv);
+}
+
+#ifdef __x86_64__
 
 static void statistics(void)
 {
@@ -677,6 +783,86 @@ static void statistics(void)
 	ring_vm_free(rv);
 }
 
+/*
+ * Pages that find no room in the ring, far from each other: less than KVM says it keeps
+ * exactly, or as many and as many ranges as there can be memslots, and more than that.
+ */
+#define ASIDE_STRIDE	71
+#define ASIDE_FEW	2000
+#define ASIDE_EXACT	4096
+#define ASIDE_MORE	1200
+
+static void write_scattered(struct ring_vm *rv, uint64_t count)
+{
+	uint64_t i;
+
+	for (i = 0; i < count; i++)
+		ring_vm_write_by_ioctl(rv, 0, i * ASIDE_STRIDE, 1);
+}
+
+static void expect_scattered(struct ring_vm *rv, uint64_t count, long long more)
+{
+	uint64_t i, others = 0, first = 0;
+
+	ring_vm_collect_all(rv);
+	for (i = 0; i < rv->pages; i++) {
+		if (i % ASIDE_STRIDE == 0 && i / ASIDE_STRIDE < count) {
+			TEST_ASSERT(rv->seen[i], "Page %lu is lost", i);
+		} else if (rv->seen[i]) {
+			first = others++ ? first : i;
+			EXPECT(rv->seen[i], 1);
+		}
+	}
+	TEST_ASSERT(others == more,
+		    "%lu pages were reported and not written, want %lld; the first is %lu",
+		    others, more, first);
+	ring_vm_forget(rv);
+}
+
+static void aside_exact(void)
+{
+	uint64_t count, i;
+	struct ring_vm *rv;
+
+	rv = ring_vm_create(ring_vm_min_entries(), 1,
+			    (ASIDE_FEW + ring_vm_min_entries()) *
+			    ASIDE_STRIDE + 64, KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	count = rv->entries + ASIDE_FEW;
+	write_scattered(rv, count);
+	EXPECT(stat_of(rv, "dirty_ring_aside"), ASIDE_FEW);
+	EXPECT(stat_of(rv, "dirty_ring_aside_between"), 0);
+	expect_scattered(rv, count, 0);
+
+	/* Far more of them, if they are close */
+	ring_vm_write_by_ioctl(rv, 0, 0, 20000);
+	ring_vm_write_by_ioctl(rv, 0, 40000, 20000);
+	ring_vm_collect_all(rv);
+	for (i = 0; i < rv->pages; i++)
+		EXPECT(!!rv->seen[i], i / 20000 % 2 == 0 && i < 60000);
+	ring_vm_free(rv);
+}
+
+static void aside_between(void)
+{
+	struct ring_vm *rv;
+	long long more;
+	uint64_t count;
+
+	rv = ring_vm_create(ring_vm_min_entries(), 1,
+			    (ASIDE_EXACT + ASIDE_MORE +
+			     ring_vm_min_entries()) * ASIDE_STRIDE + 64,
+			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	count = rv->entries + ASIDE_EXACT + ASIDE_MORE;
+	write_scattered(rv, count);
+	EXPECT(stat_of(rv, "dirty_ring_aside"), ASIDE_EXACT + ASIDE_MORE);
+	more = stat_of(rv, "dirty_ring_aside_between");
+	printf("# %lld pages more\n", more);
+	TEST_ASSERT(more > 0 && more < ASIDE_MORE * ASIDE_STRIDE,
+		    "%lld pages are reported that are between others", more);
+	expect_scattered(rv, count, more);
+	ring_vm_free(rv);
+}
+
 #endif /* __x86_64__ */
 
 static const struct test_case cases[] = {
@@ -697,7 +883,11 @@ static const struct test_case cases[] = {
 	{ "sync-no-room: ENOSPC, nothing lost", sync_no_room },
 	{ "duplicates: in the ring once, until harvested", duplicates },
 	{ "statistics: in debugfs", statistics },
+	{ "aside-exact: thousands of pages, and no other", aside_exact },
+	{ "aside-between: more, and others are counted", aside_between },
 #endif
+	{ "clear-statistics: a sync does not go by them", clear_statistics },
+	{ "empty-resets: flush nothing", empty_resets },
 };
 
 int main(int argc, char **argv)

@@ -4,10 +4,13 @@
  *
  * Shows, one case each, that
  *  - vCPUs can be added while rings are harvested and reset,
+ *  - what was kept aside is in the ring of a vCPU that is created,
  *  - file descriptors can be closed, and rings unmapped, in any order, and
- *    nothing is left behind,
+ *    nothing is left behind, with empty rings and with full ones, also if a
+ *    child still has the mappings,
  *  - a process that was forked can read the rings, but not reset them,
- *  - a VMM can die at any time,
+ *  - a VMM can die at any time, and its file descriptors be closed in any order,
+ *    with all rings full, pages aside, and memslots that are tracked,
  *  - what a vCPU wrote to a memslot until it was deleted, or moved, is in a
  *    ring when that returns,
  *  - entries of a memslot that is no more do no harm to the one that has got
@@ -27,24 +30,30 @@
 
 #include "test_util.h"
 #include "kvm_util.h"
+#include "lib/kvm_util_internal.h"
 #include "dirty_ring_vm.h"
 #include "processor.h"
 #include "test_cases.h"
 
-/* Kernel memory of the kind that rings are made of, in KiB */
-static long vmalloc_used(void)
+/* Memory of the kinds that rings, and what else a VM has, are made of, in KiB */
+static long vm_memory(void)
 {
 	FILE *file = fopen("/proc/meminfo", "r");
+	long kib, sum = 0;
 	char line[128];
-	long kib = -1;
+	int found = 0;
 
 	TEST_ASSERT(file, "No /proc/meminfo");
-	while (fgets(line, sizeof(line), file))
-		if (sscanf(line, "VmallocUsed: %ld kB", &kib) == 1)
-			break;
+	while (fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "VmallocUsed: %ld kB", &kib) == 1 ||
+		    sscanf(line, "Shmem: %ld kB", &kib) == 1) {
+			sum += kib;
+			found++;
+		}
+	}
 	fclose(file);
-	TEST_ASSERT(kib >= 0, "No VmallocUsed in /proc/meminfo");
-	return kib;
+	TEST_ASSERT(found == 2, "No VmallocUsed or Shmem in /proc/meminfo");
+	return sum;
 }
 
 /* The VMs of a process that KVM shows in debugfs; 0 also if there is none. */
@@ -127,6 +136,30 @@ static void hot_plug(void)
 	ring_vm_free(rv);
 }
 
+#ifdef __x86_64__
+
+#define ASIDE	40
+
+/* No reset has to come before the new ring is used for what is aside. */
+static void plug_aside(void)
+{
+	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 1, 4096,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+
+	ring_vm_write_by_ioctl(rv, 0, 100, rv->entries + ASIDE);
+	ring_vm_add_vcpu(rv);
+	EXPECT(ring_vm_harvest(rv, 1, DIRTY_RING_HARVEST_ALL), ASIDE);
+	ring_vm_expect(rv, 100 + rv->entries, ASIDE);
+
+	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), rv->entries);
+	ring_vm_expect(rv, 100, rv->entries);
+	EXPECT(vm_reset_dirty_rings(rv->vm), rv->entries + ASIDE);
+	EXPECT(ring_vm_collect(rv), 0);
+	ring_vm_free(rv);
+}
+
+#endif
+
 /*
  * What holds a ring: the VM's file descriptor, the vCPU's, and the mapping
  */
@@ -190,11 +223,130 @@ static void any_order(void)
 	int i;
 
 	let_go(orders[0]);
-	before = vmalloc_used();
+	before = vm_memory();
 	for (i = 0; i < 16 * ARRAY_SIZE(orders); i++)
 		let_go(orders[i % ARRAY_SIZE(orders)]);
 	/* A ring has 1024 KiB: every sixth left behind would show. */
-	TEST_ASSERT(vmalloc_used() < before + 16 * 1024,
+	TEST_ASSERT(vm_memory() < before + 16 * 1024,
+		    "%ld KiB of kernel memory became %ld", before,
+		    vm_memory());
+}
+
+/*
+ * The same, with everything full: the rings of both vCPUs, and, where an ioctl
+ * can have KVM write so much, what is kept aside. The memslots are not deleted.
+ */
+
+enum { FULL_VM, FULL_VCPU_0, FULL_VCPU_1, FULL_RING_0, FULL_RING_1, NR_FULL };
+
+#define FULL_ORDERS	120	/* NR_FULL! */
+
+/* Pages kept aside one by one, before ranges are; and some more */
+#define FULL_ASIDE	(512 + 64)
+
+/* A child that has nothing but the rings, until it is told to go. */
+static pid_t keep_rings(struct ring_vm *rv, struct kvm_dirty_gfn **rings,
+			int *go)
+{
+	int fds[2], i;
+	pid_t pid;
+	char c;
+
+	EXPECT(pipe(fds), 0);
+	*go = fds[1];
+	fflush(NULL);
+	pid = fork();
+	if (pid) {
+		close(fds[0]);
+		return pid;
+	}
+
+	close(fds[1]);
+	close(vm_get_fd(rv->vm));
+	for (i = 0; i < 2; i++)
+		close(vcpu_find(rv->vm, i)->fd);
+	if (read(fds[0], &c, 1) != 1)
+		_exit(1);
+	/* All others have let go. */
+	for (i = 0; i < 2; i++)
+		if (rings[i][0].flags != KVM_DIRTY_GFN_F_DIRTY ||
+		    rings[i][rv->limit - 1].flags != KVM_DIRTY_GFN_F_DIRTY)
+			_exit(2);
+	_exit(0);
+}
+
+static void let_full_go(int order, bool memory_first, bool with_child)
+{
+	uint32_t pages = 2 * ring_vm_min_entries() + FULL_ASIDE;
+	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 2, pages,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	size_t ring_size = rv->entries * sizeof(struct kvm_dirty_gfn);
+	struct userspace_mem_region *region;
+	struct kvm_dirty_gfn *rings[2];
+	int parts[NR_FULL], fds[NR_FULL];
+	int i, n, go, status;
+	pid_t child = 0;
+
+	for (i = 0; i < 2; i++) {
+		rings[i] = vcpu_dirty_ring(rv->vm, i);
+		ring_vm_set_task(rv, i, 0, pages, 1);
+		EXPECT(ring_vm_run(rv, i), RING_VM_FULL);
+	}
+#ifdef __x86_64__
+	ring_vm_write_by_ioctl(rv, 0, 0, pages);
+#endif
+	fds[FULL_VM] = vm_get_fd(rv->vm);
+	for (i = 0; i < 2; i++) {
+		fds[FULL_VCPU_0 + i] = vcpu_find(rv->vm, i)->fd;
+		EXPECT(munmap(vcpu_find(rv->vm, i)->state,
+			      sizeof(*vcpu_find(rv->vm, i)->state)), 0);
+	}
+	close(rv->vm->kvm_fd);
+	if (with_child)
+		child = keep_rings(rv, rings, &go);
+
+	for (i = 0; i < NR_FULL; i++)
+		parts[i] = i;
+	for (n = NR_FULL; n; n--) {
+		if (n == (memory_first ? NR_FULL : 2)) {
+			/* The guest's memory, at the begin or in the middle. */
+			list_for_each_entry(region,
+					    &rv->vm->userspace_mem_regions,
+					    list)
+				munmap(region->mmap_start, region->mmap_size);
+		}
+		i = order % n;
+		order /= n;
+		if (parts[i] < FULL_RING_0)
+			EXPECT(close(fds[parts[i]]), 0);
+		else
+			EXPECT(munmap(rings[parts[i] - FULL_RING_0],
+				      ring_size), 0);
+		parts[i] = parts[n - 1];
+	}
+
+	if (with_child) {
+		EXPECT(write(go, "", 1), 1);
+		EXPECT(waitpid(child, &status, 0), child);
+		TEST_ASSERT(WIFEXITED(status) && !WEXITSTATUS(status),
+			    "The child ended with %#x", status);
+		close(go);
+	}
+	wait_for_no_vm(getpid());
+	free(rv->seen);
+	free(rv->order);
+}
+
+static void full_any_order(void)
+{
+	long before;
+	int i;
+
+	let_full_go(0, false, false);
+	before = vmalloc_used();
+	for (i = 0; i < FULL_ORDERS; i++)
+		let_full_go(i, i / 2 % 2, i % 3 == 0);
+	TEST_ASSERT(vmalloc_used() < before + 256,
 		    "%ld KiB of kernel memory became %ld", before,
 		    vmalloc_used());
 }
@@ -286,11 +438,82 @@ static void vmm_dies(void)
 		close(ready[1]);
 		wait_for_no_vm(pid);
 		if (!round)
-			before = vmalloc_used();
+			before = vm_memory();
 	}
-	TEST_ASSERT(vmalloc_used() < before + 256,
+	TEST_ASSERT(vm_memory() < before + 256,
 		    "%ld KiB of kernel memory became %ld", before,
-		    vmalloc_used());
+		    vm_memory());
+}
+
+/*
+ * The end of a VM of which everything is full
+ */
+
+#define FULL_VCPUS	3
+
+/* The file descriptors of KVM, the VM's and then those of its vCPUs */
+static int kvm_fds(int *fds, int max)
+{
+	static const char * const names[] = {
+		"anon_inode:kvm-vm", "anon_inode:kvm-vcpu:",
+	};
+	char path[64], name[64];
+	int i, fd, len, nr = 0;
+
+	for (i = 0; i < 2; i++) {
+		for (fd = 3; fd < 256 && nr < max; fd++) {
+			snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+			len = readlink(path, name, sizeof(name) - 1);
+			name[max(len, 0)] = 0;
+			if (!strncmp(name, names[i], strlen(names[i])))
+				fds[nr++] = fd;
+		}
+	}
+	return nr;
+}
+
+/* Does not return. @order is of 4 * 3 * 2, or 0: let the kernel close them. */
+static void end_full(int order)
+{
+	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), FULL_VCPUS,
+					    4096, KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	int fds[FULL_VCPUS + 1], i, n = order - 1;
+
+	for (i = 0; i < FULL_VCPUS; i++) {
+		ring_vm_set_task(rv, i, i * 1000, rv->limit, 1);
+		EXPECT(ring_vm_run(rv, i), RING_VM_FULL);
+		ring_vm_set_steal_time(rv, i, RING_VM_GPA +
+					      (3500 + i) * getpagesize());
+#ifdef __x86_64__
+		ring_vm_write_by_ioctl(rv, i, i * 1000, rv->entries);
+#endif
+	}
+
+	EXPECT(kvm_fds(fds, FULL_VCPUS + 1), FULL_VCPUS + 1);
+	if (order)
+		for (i = FULL_VCPUS + 1; i > 0; i--) {
+			EXPECT(close(fds[n % i]), 0);
+			fds[n % i] = fds[i - 1];
+			n /= i;
+		}
+	_exit(0);
+}
+
+static void full(void)
+{
+	int order, status;
+	pid_t pid;
+
+	/* Mappings go last. */
+	for (order = 0; order <= 4 * 3 * 2; order++) {
+		fflush(NULL);
+		pid = fork();
+		if (!pid)
+			end_full(order);
+		EXPECT(waitpid(pid, &status, 0), pid);
+		EXPECT(status, 0);
+		wait_for_no_vm(pid);
+	}
 }
 
 /*
@@ -452,9 +675,14 @@ static void slot_recreated(void)
 
 static const struct test_case cases[] = {
 	{ "hot-plug: a vCPU comes while others are reset", hot_plug },
+#ifdef __x86_64__
+	{ "plug-aside: what was aside is in the new vCPU's ring", plug_aside },
+#endif
 	{ "any-order: file descriptors and the mapping go", any_order },
+	{ "full-any-order: the same, everything full", full_any_order },
 	{ "forked: reads the ring, EIO for a reset", forked },
 	{ "vmm-dies: nothing is left behind", vmm_dies },
+	{ "full: a VM ends in every order, with everything full", full },
 	{ "slot-deleted: what was written is in the ring", slot_deleted },
 	{ "slot-deleted-preempted: the same, of a preempted vCPU",
 	  slot_deleted_preempted },

@@ -6,6 +6,7 @@
  *  - signals that rain on the thread that resets neither make a reset return
  *    short nor leave a page that was counted as reset unprotected,
  *  - a fatal signal does end a reset, and even then nothing is lost,
+ *  - whoever sees an entry empty again finds its page protected,
  *  - a ring that is full for real keeps the entries it has, and what did not
  *    fit is reported later,
  *  - vCPU ioctls that write guest memory may go on beyond the size of the
@@ -23,6 +24,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -862,6 +864,109 @@ static void migrate(void)
 	ring_vm_free(rv);
 }
 
+#if defined(__x86_64__) || defined(__aarch64__)
+
+/*
+ * One vCPU writes pages. While they are reset, another one, which has never written
+ * them and has no TLB entry of them, looks at the ring, in memory of its own. As soon
+ * as an entry is empty it writes the page. That has to be reported: if the page is
+ * protected later than that, it is not.
+ */
+#define RELEASE_PAGES	64
+#define RELEASE_ROUNDS	200
+#define RELEASE_SLOT	(RING_VM_SLOT + 1)
+#define RELEASE_GPA	(RING_VM_GPA + 0x10000000UL)
+#define RELEASE_GVA	(RING_VM_GVA + 0x10000000UL)
+
+static struct {
+	/* Index in the ring, and page */
+	uint64_t entry;
+	uint64_t page;
+	/* Counted by the host, and by the guest: it waits, it has written. */
+	uint64_t round;
+	uint64_t waits;
+	uint64_t written;
+	uint64_t page_size;
+} watch;
+
+static void watch_code(uint64_t unused)
+{
+	struct kvm_dirty_gfn *ring = (void *)RELEASE_GVA;
+	uint64_t round = 0;
+
+	while (true) {
+		while (READ_ONCE(watch.round) == round)
+			;
+		round++;
+		WRITE_ONCE(watch.waits, round);
+		/* Pairs with KVM's release of the entry. */
+		while (smp_load_acquire(&ring[watch.entry].flags))
+			;
+		guest_store((void *)RING_VM_GVA + watch.page * watch.page_size,
+			    round);
+		WRITE_ONCE(watch.written, round);
+	}
+}
+
+static void released_protected(void)
+{
+	struct kvm_userspace_memory_region region = {
+		.slot = RELEASE_SLOT,
+		.guest_phys_addr = RELEASE_GPA,
+	};
+	struct ring_vm_runner runner;
+	typeof(watch) *w;
+	struct ring_vm *rv;
+	uint64_t round;
+
+	need_two_cpus();
+	rv = ring_vm_create(ring_vm_min_entries(), 2, RELEASE_PAGES,
+			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	region.memory_size = rv->entries * sizeof(struct kvm_dirty_gfn);
+	region.userspace_addr = (uintptr_t)vcpu_dirty_ring(rv->vm, 1);
+	vm_ioctl(rv->vm, KVM_SET_USER_MEMORY_REGION, &region);
+	virt_map(rv->vm, RELEASE_GVA, RELEASE_GPA,
+		 region.memory_size / vm_get_page_size(rv->vm), 0);
+
+	w = addr_gva2hva(rv->vm, (vm_vaddr_t)&watch);
+	w->page_size = getpagesize();
+	ring_vm_set_code(rv, 0, watch_code, 0);
+	ring_vm_runner_start(&runner, rv, 0);
+
+	for (round = 1; round <= RELEASE_ROUNDS; round++) {
+		ring_vm_write(rv, 1, 0, RELEASE_PAGES);
+		EXPECT(ring_vm_harvest(rv, 1, DIRTY_RING_HARVEST_ALL),
+		       RELEASE_PAGES);
+		ring_vm_forget(rv);
+
+		/* The last ones are protected last. */
+		w->page = RELEASE_PAGES - 1 - round % 8;
+		w->entry = ((round - 1) * RELEASE_PAGES + w->page) %
+			   rv->entries;
+		/* The guest reads the others when it sees this. */
+		smp_store_release(&w->round, round);
+		while (READ_ONCE(w->waits) != round)
+			;
+		EXPECT(vm_reset_dirty_rings(rv->vm), RELEASE_PAGES);
+		while (READ_ONCE(w->written) != round)
+			;
+
+		/* Where the CPU logs pages, it may not have been told yet. */
+		if (dirty_ring_cpu_logs_pages())
+			EXPECT(ioctl(vm_get_fd(rv->vm), KVM_SYNC_DIRTY_RINGS, 0),
+			       0);
+		EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), 1);
+		EXPECT(rv->seen[w->page], 1);
+		EXPECT(vm_reset_dirty_rings(rv->vm), 1);
+		ring_vm_forget(rv);
+	}
+
+	ring_vm_runner_stop(&runner);
+	ring_vm_free(rv);
+}
+
+#endif
+
 static const struct test_case cases[] = {
 	{ "signals-protect: what was reset is protected", signals_protect },
 	{ "signals-never-short: a reset returns what was harvested",
@@ -873,6 +978,10 @@ static const struct test_case cases[] = {
 	  manual_protect_first },
 	{ "manual-protect-last: pages are protected at log start",
 	  manual_protect_last },
+#if defined(__x86_64__) || defined(__aarch64__)
+	{ "released-protected: an entry is empty when its page is protected",
+	  released_protected },
+#endif
 #ifdef __x86_64__
 	{ "full-for-real: nothing overwritten, nothing lost", full_for_real },
 	{ "full-step-by-step: nothing lost", full_step_by_step },

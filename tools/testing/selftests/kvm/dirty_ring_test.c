@@ -737,10 +737,7 @@ static long cgroup_file(const char *name, const char *value)
 	return ret < 0 ? -1 : value ? 0 : atol(buf);
 }
 
-/*
- * Run @fn in a memory cgroup of its own. Only version 1 knows a limit for
- * kernel memory, which makes an allocation fail instead of a process die.
- */
+/* Run @fn in a memory cgroup of its own, of version 1. */
 static void in_cgroup(void (*fn)(void))
 {
 	char dir[] = "/tmp/kvm-cgroup-XXXXXX", type[64], opts[256];
@@ -785,7 +782,7 @@ static void in_cgroup(void (*fn)(void))
 	exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
 }
 
-/* Bytes of kernel memory that @nr vCPUs cost. */
+/* Bytes of memory that @nr vCPUs cost. */
 static long vcpus_cost(uint32_t ring_size, int nr)
 {
 	long before, after;
@@ -794,12 +791,12 @@ static long vcpus_cost(uint32_t ring_size, int nr)
 	vm = vm_fd_create();
 	if (ring_size)
 		EXPECT(enable(vm, dirty_ring_cap(), ring_size, 0), 0);
-	before = cgroup_file("memory.kmem.usage_in_bytes", NULL);
+	before = cgroup_file("memory.usage_in_bytes", NULL);
 	if (before < 0)
-		test_case_skip("kernel memory is not accounted");
+		test_case_skip("memory is not accounted");
 	for (i = 0; i < nr; i++)
 		TEST_ASSERT(ioctl(vm, KVM_CREATE_VCPU, i) >= 0, "No vCPU");
-	after = cgroup_file("memory.kmem.usage_in_bytes", NULL);
+	after = cgroup_file("memory.usage_in_bytes", NULL);
 	close(vm);
 	return after - before;
 }
@@ -821,6 +818,22 @@ static void memory_is_charged(void)
 	in_cgroup(charge);
 }
 
+/* Of processes in the cgroup; nobody should have to die for a ring. */
+static long oom_kills(void)
+{
+	char path[sizeof(cgroup) + 64], line[64];
+	long kills = 0;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "%s/memory.oom_control", cgroup);
+	file = fopen(path, "r");
+	while (file && fgets(line, sizeof(line), file))
+		sscanf(line, "oom_kill %ld", &kills);
+	if (file)
+		fclose(file);
+	return kills;
+}
+
 static void exhaust(void)
 {
 	long usage, before;
@@ -830,13 +843,13 @@ static void exhaust(void)
 	/* Whatever is allocated once */
 	vcpus_cost(MAX_RING_SIZE, 1);
 
-	before = cgroup_file("memory.kmem.usage_in_bytes", NULL);
+	before = cgroup_file("memory.usage_in_bytes", NULL);
 	vm = vm_fd_create();
 	EXPECT(enable(vm, dirty_ring_cap(), MAX_RING_SIZE, 0), 0);
-	usage = cgroup_file("memory.kmem.usage_in_bytes", NULL);
+	usage = cgroup_file("memory.usage_in_bytes", NULL);
 	sprintf(limit, "%ld", usage + 3 * (long)MAX_RING_SIZE);
-	if (cgroup_file("memory.kmem.limit_in_bytes", limit))
-		test_case_skip("no limit for kernel memory: %s",
+	if (cgroup_file("memory.limit_in_bytes", limit))
+		test_case_skip("no limit for memory: %s",
 			       strerror(errno));
 
 	for (i = 0; i < 8; i++) {
@@ -852,9 +865,11 @@ static void exhaust(void)
 	for (tries = 0; tries < 20; tries++)
 		EXPECT_ERROR(ioctl(vm, KVM_CREATE_VCPU, i), ENOMEM);
 
+	EXPECT(oom_kills(), 0);
+
 	/* The VM goes on, and the id is still free. */
 	sprintf(limit, "%ld", usage + 8 * (long)MAX_RING_SIZE);
-	EXPECT(cgroup_file("memory.kmem.limit_in_bytes", limit), 0);
+	EXPECT(cgroup_file("memory.limit_in_bytes", limit), 0);
 	fd = ioctl(vm, KVM_CREATE_VCPU, i);
 	TEST_ASSERT(fd >= 0, "KVM_CREATE_VCPU: %s", strerror(errno));
 	EXPECT(touch(map(fd, RING_PAGE, 1, PROT_READ, MAP_SHARED)), 0);
@@ -864,7 +879,7 @@ static void exhaust(void)
 	for (i = 3; i < 256; i++)
 		close(i);
 	for (tries = 0; tries < 50; tries++) {
-		usage = cgroup_file("memory.kmem.usage_in_bytes", NULL);
+		usage = cgroup_file("memory.usage_in_bytes", NULL);
 		if (usage < before + 8 * (long)MAX_RING_SIZE)
 			break;
 		usleep(100000);
@@ -876,6 +891,44 @@ static void exhaust(void)
 static void memory_runs_out(void)
 {
 	in_cgroup(exhaust);
+}
+
+/* Rings, what is kept aside, and what was not wanted: all of it is freed. */
+static void come_and_go(void)
+{
+	long before = 0, usage = 0;
+	int i, vm, vcpu, tries;
+
+	for (i = 0; i < 101; i++) {
+		vm = vm_fd_create();
+		EXPECT(enable(vm, dirty_ring_cap(), MAX_RING_SIZE, 0), 0);
+		for (tries = 0; tries < 10; tries++)
+			EXPECT_ERROR(enable(vm, dirty_ring_cap(),
+					    MAX_RING_SIZE, 0), EINVAL);
+		vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
+		TEST_ASSERT(vcpu >= 0, "No vCPU");
+		close(vcpu);
+		close(vm);
+		if (!i)
+			before = cgroup_file("memory.usage_in_bytes", NULL);
+	}
+	if (before < 0)
+		test_case_skip("memory is not accounted");
+
+	/* Each of the three would be more than this. */
+	for (tries = 0; tries < 50; tries++) {
+		usage = cgroup_file("memory.usage_in_bytes", NULL);
+		if (usage < before + 4 * (long)MAX_RING_SIZE)
+			break;
+		usleep(100000);
+	}
+	TEST_ASSERT(tries < 50, "%ld bytes are left of 100 VMs",
+		    usage - before);
+}
+
+static void memory_is_freed(void)
+{
+	in_cgroup(come_and_go);
 }
 
 /*
@@ -1973,6 +2026,7 @@ static const struct test_case cases[] = {
 	{ "memory-charged: to the memory cgroup", memory_is_charged },
 	{ "memory-runs-out: ENOMEM, no leak, the VM goes on",
 	  memory_runs_out },
+	{ "memory-freed: all of it", memory_is_freed },
 	{ "entries: order, fields, states", entries },
 	{ "protected-again: by a reset, not before", protected_again },
 	{ "scattered-pages", scattered_pages },

@@ -2,8 +2,8 @@
 /*
  * Test the ways a page gets dirty that only arm64 has, or has otherwise
  *
- * One case a way: memory mapped in blocks when logging is switched on, and the
- * steal time, the one thing that KVM writes for a vCPU that runs. Ordinary
+ * One case a way: memory mapped in blocks when logging is switched on, written or
+ * executed, and the steal time, the one thing that KVM writes for a vCPU that runs. Ordinary
  * writes of the guest are in dirty_ring_test, what is written for a GIC is in
  * dirty_ring_its_test.
  *
@@ -20,9 +20,10 @@
 
 #define ROUNDS		3
 
-/* Writes to memory in blocks, to pages that are this far apart */
-#define BLOCK_WRITES	60
-#define BLOCK_STRIDE	17
+/* Writes to memory in blocks: so many pages, this far apart; or all of them */
+#define APART_WRITES	60
+#define APART_STRIDE	17
+#define ALL_WRITES	1024
 
 /* Have the tracked memslot be this memory. */
 static void set_slot(struct ring_vm *rv, void *mem, size_t size,
@@ -39,15 +40,15 @@ static void set_slot(struct ring_vm *rv, void *mem, size_t size,
 	vm_ioctl(rv->vm, KVM_SET_USER_MEMORY_REGION, &region);
 }
 
-/* How often the vCPUs left the guest */
-static long vm_exits(struct ring_vm *rv)
+/* A number of the VM's in debugfs */
+static long vm_stat(struct ring_vm *rv, const char *name)
 {
 	char path[64];
 	FILE *file;
 	long n;
 
-	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%d-%d/exits",
-		 getpid(), vm_get_fd(rv->vm));
+	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%d-%d/%s", getpid(),
+		 vm_get_fd(rv->vm), name);
 	file = fopen(path, "r");
 	if (!file)
 		test_case_skip("there is no %s", path);
@@ -56,48 +57,75 @@ static long vm_exits(struct ring_vm *rv)
 	return n;
 }
 
-static void write_apart(struct ring_vm *rv)
+/* How often the vCPUs left the guest */
+static long vm_exits(struct ring_vm *rv)
 {
-	ring_vm_set_task(rv, 0, 0, BLOCK_WRITES, BLOCK_STRIDE);
+	return vm_stat(rv, "exits");
+}
+
+static void write_blocks(struct ring_vm *rv, uint32_t writes, uint32_t stride)
+{
+	ring_vm_set_task(rv, 0, 0, writes, stride);
 	EXPECT(ring_vm_run(rv, 0), RING_VM_DONE);
 }
 
-static void logged_blocks(size_t size, int flags)
+static void *map_blocks(size_t size, int flags)
 {
-	struct ring_vm *rv;
-	uint32_t i, round;
-	long before;
 	void *mem;
 
 	mem = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE |
 		   MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE | flags, -1, 0);
 	if (mem == MAP_FAILED)
 		test_case_skip("no free huge pages of this size");
+	return mem;
+}
 
-	rv = ring_vm_create(ring_vm_min_entries(), 1,
-			    BLOCK_WRITES * BLOCK_STRIDE, 0, NULL);
+/* What a vCPU writes is in its ring, and not in the bitmap beside it. */
+static void expect_clean_bitmap(struct ring_vm *rv, size_t size)
+{
+	size_t i, words = size / getpagesize() / 64;
+	uint64_t *bitmap = calloc(words, sizeof(*bitmap));
+
+	TEST_ASSERT(bitmap, "Insufficient Memory");
+	kvm_vm_get_dirty_log(rv->vm, RING_VM_SLOT, bitmap);
+	for (i = 0; i < words; i++)
+		EXPECT(bitmap[i], 0);
+	free(bitmap);
+}
+
+static void logged_blocks(size_t size, int flags, uint32_t writes,
+			  uint32_t stride, uint32_t vm_flags)
+{
+	void *mem = map_blocks(size, flags);
+	struct ring_vm *rv;
+	uint32_t i, round;
+	long before;
+
+	rv = ring_vm_create(4096, 1, writes * stride, vm_flags, NULL);
 	set_slot(rv, NULL, 0, 0);
 	set_slot(rv, mem, size, 0);
 
 	for (round = 0; round < ROUNDS; round++) {
 		before = vm_exits(rv);
-		write_apart(rv);
-		TEST_ASSERT(round || vm_exits(rv) - before < BLOCK_WRITES / 2,
+		write_blocks(rv, writes, stride);
+		TEST_ASSERT(round || vm_exits(rv) - before < writes / 2,
 			    "The memory is not mapped in blocks");
 		EXPECT(ring_vm_collect(rv), 0);
 
 		/* Each page on its own, and the second time not at all */
 		set_slot(rv, mem, size, KVM_MEM_LOG_DIRTY_PAGES);
-		write_apart(rv);
-		write_apart(rv);
-		EXPECT(ring_vm_collect(rv), BLOCK_WRITES);
-		for (i = 0; i < BLOCK_WRITES; i++)
-			EXPECT(rv->order[i], i * BLOCK_STRIDE);
-		write_apart(rv);
-		EXPECT(ring_vm_collect(rv), BLOCK_WRITES);
+		write_blocks(rv, writes, stride);
+		write_blocks(rv, writes, stride);
+		EXPECT(ring_vm_collect(rv), writes);
+		for (i = 0; i < writes; i++)
+			EXPECT(rv->order[i], i * stride);
+		write_blocks(rv, writes, stride);
+		EXPECT(ring_vm_collect(rv), writes);
 		for (i = 0; i < rv->pages; i++)
-			EXPECT(rv->seen[i], i % BLOCK_STRIDE ? 0 : 2);
+			EXPECT(rv->seen[i], i % stride ? 0 : 2);
 		ring_vm_forget(rv);
+		if (vm_flags & RING_VM_WITH_BITMAP)
+			expect_clean_bitmap(rv, size);
 
 		/* In blocks again, next time */
 		set_slot(rv, NULL, 0, 0);
@@ -109,12 +137,93 @@ static void logged_blocks(size_t size, int flags)
 
 static void blocks_2m(void)
 {
-	logged_blocks(4UL << 20, 21 << MAP_HUGE_SHIFT);
+	logged_blocks(4UL << 20, 21 << MAP_HUGE_SHIFT, APART_WRITES,
+		      APART_STRIDE, 0);
+}
+
+static void blocks_2m_all(void)
+{
+	logged_blocks(4UL << 20, 21 << MAP_HUGE_SHIFT, ALL_WRITES, 1, 0);
+}
+
+static void blocks_2m_bitmap(void)
+{
+	logged_blocks(4UL << 20, 21 << MAP_HUGE_SHIFT, ALL_WRITES, 1,
+		      RING_VM_WITH_BITMAP);
 }
 
 static void blocks_1g(void)
 {
-	logged_blocks(1UL << 30, 30 << MAP_HUGE_SHIFT);
+	logged_blocks(1UL << 30, 30 << MAP_HUGE_SHIFT, APART_WRITES,
+		      APART_STRIDE, 0);
+}
+
+static void blocks_1g_bitmap(void)
+{
+	logged_blocks(1UL << 30, 30 << MAP_HUGE_SHIFT, APART_WRITES,
+		      APART_STRIDE, RING_VM_WITH_BITMAP);
+}
+
+/*
+ * A block that the guest wrote, and executes for the first time when it is logged,
+ * becomes a table if the CPU needs to be told before it executes (CTR_EL0.DIC is
+ * 0). More often than a vCPU has pages for tables in stock, and with no fault of
+ * another kind in between.
+ */
+#define EXEC_ROUNDS	64
+
+#define TAINT_WARN	9
+
+static bool kernel_warned(void)
+{
+	FILE *file = fopen("/proc/sys/kernel/tainted", "r");
+	unsigned long taint = 0;
+
+	TEST_ASSERT(file && fscanf(file, "%lu", &taint) == 1,
+		    "Cannot read the kernel's taint");
+	fclose(file);
+	return taint & (1UL << TAINT_WARN);
+}
+
+static void guest_exec(uint64_t gva)
+{
+	uint32_t *code = (void *)gva;
+
+	while (true) {
+		WRITE_ONCE(*code, 0xd65f03c0); /* ret */
+		asm volatile("dc cvau, %0\n\t"
+			     "dsb ish\n\t"
+			     "ic ivau, %0\n\t"
+			     "dsb ish\n\t"
+			     "isb" : : "r" (code) : "memory");
+		GUEST_SYNC(0);
+		((void (*)(void))code)();
+		GUEST_SYNC(0);
+	}
+}
+
+static void executed_blocks(void)
+{
+	size_t size = 2UL << 20;
+	void *mem = map_blocks(size, 21 << MAP_HUGE_SHIFT);
+	bool warned = kernel_warned();
+	struct ring_vm *rv;
+	int i;
+
+	rv = ring_vm_create(ring_vm_min_entries(), 1, size / getpagesize(), 0,
+			    NULL);
+	set_slot(rv, NULL, 0, 0);
+	ring_vm_set_code(rv, 0, guest_exec, RING_VM_GVA);
+	for (i = 0; i < EXEC_ROUNDS; i++) {
+		set_slot(rv, mem, size, 0);
+		EXPECT(ring_vm_run(rv, 0), RING_VM_DONE);
+		set_slot(rv, mem, size, KVM_MEM_LOG_DIRTY_PAGES);
+		EXPECT(ring_vm_run(rv, 0), RING_VM_DONE);
+		EXPECT(ring_vm_collect(rv), 0);
+	}
+	EXPECT(kernel_warned(), warned);
+	ring_vm_free(rv);
+	munmap(mem, size);
 }
 
 static void steal_time(void)
@@ -134,10 +243,38 @@ static void steal_time(void)
 	ring_vm_free(rv);
 }
 
+/* Not a way, but the same on no other architecture: all flushes are counted. */
+static void flushes(void)
+{
+	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 1, 64,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	long before;
+	int i;
+
+	for (i = 0; i < ROUNDS; i++) {
+		ring_vm_write(rv, 0, 0, 64);
+		EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), 64);
+		before = vm_stat(rv, "remote_tlb_flush");
+		EXPECT(vm_reset_dirty_rings(rv->vm), 64);
+		EXPECT(vm_stat(rv, "remote_tlb_flush") - before, 1);
+		EXPECT(vm_reset_dirty_rings(rv->vm), 0);
+		EXPECT(vm_stat(rv, "remote_tlb_flush") - before, 1);
+	}
+	ring_vm_free(rv);
+}
+
 static const struct test_case cases[] = {
 	{ "blocks-2m: tracked when mapped with 2 MiB blocks", blocks_2m },
+	{ "blocks-2m-all: every page of them", blocks_2m_all },
+	{ "blocks-2m-bitmap: the same with bitmaps beside the rings",
+	  blocks_2m_bitmap },
 	{ "blocks-1g: tracked when mapped with 1 GiB blocks", blocks_1g },
+	{ "blocks-1g-bitmap: the same with bitmaps beside the rings",
+	  blocks_1g_bitmap },
+	{ "blocks-exec: executed for the first time when tracked",
+	  executed_blocks },
 	{ "steal-time", steal_time },
+	{ "flushes: one for each reset, counted in debugfs", flushes },
 };
 
 int main(int argc, char **argv)

@@ -2,10 +2,10 @@
 /*
  * Test that the dirty ring sees a page get dirty whichever way that happens
  *
- * One case a way: what KVM writes on its own (clocks, steal time, the pages of
- * Hyper-V's and of the local APIC's paravirtual interfaces), instructions that
- * KVM emulates, guests of the guest, and memory in huge pages when logging is
- * switched on. Ordinary writes of the guest, SMM, and ioctls that write guest
+ * One case a way: what KVM writes on its own (clocks, steal time, async page
+ * faults, the pages of Hyper-V's and of the local APIC's paravirtual interfaces),
+ * instructions that KVM emulates, guests of the guest, and memory in huge pages
+ * when logging is switched on. Ordinary writes of the guest, SMM, and ioctls that write guest
  * memory are in dirty_ring_test and dirty_ring_reliability_test.
  *
  * Each way is tried, harvested and reset more than once: the second time shows
@@ -15,8 +15,11 @@
 #define _GNU_SOURCE /* for program_invocation_name */
 
 #include <asm/kvm_para.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 #include "test_util.h"
 #include "kvm_util.h"
@@ -52,13 +55,20 @@
 #define APIC_SPIV		0xf0
 #define APIC_SPIV_APIC_ENABLED	0x100
 
+#define CLOCK_PAIRING_HYPERCALL	9
+#define ASYNC_PF_VECTOR		0x40
+
 /* What the guest does next. */
-enum { DO_NOTHING, DO_STORE, DO_WRMSR, DO_INS, DO_MOVS };
+enum {
+	DO_NOTHING, DO_STORE, DO_WRMSR, DO_INS, DO_MOVS, DO_INTERRUPT,
+	DO_STORE_INTERRUPTIBLE, DO_VMCALL, DO_VMMCALL,
+};
 
 static struct {
 	uint64_t what;
 	uint64_t a;
 	uint64_t b;
+	uint64_t answer;
 } todo;
 
 static void increment(uint64_t gva)
@@ -91,6 +101,24 @@ static void guest_code(void)
 			asm volatile("rep movsb"
 				     : "+D"(todo.a), "+S"(from), "+c"(count)
 				     : : "memory");
+			break;
+		case DO_INTERRUPT:
+			asm volatile("sti; nop; cli" : : : "memory");
+			break;
+		case DO_STORE_INTERRUPTIBLE:
+			asm volatile("sti; nop" : : : "memory");
+			WRITE_ONCE(*(uint64_t *)todo.a, 1);
+			asm volatile("cli" : : : "memory");
+			break;
+		case DO_VMCALL:
+			asm volatile("vmcall" : "=a"(todo.answer)
+				     : "a"(todo.a), "b"(todo.b), "c"(0)
+				     : "memory");
+			break;
+		case DO_VMMCALL:
+			asm volatile("vmmcall" : "=a"(todo.answer)
+				     : "a"(todo.a), "b"(todo.b), "c"(0)
+				     : "memory");
 			break;
 		}
 		GUEST_SYNC(0);
@@ -284,18 +312,24 @@ static void hv_synic(void)
 	by_msr(MSR_HV_SIMP, 1);
 }
 
+static void enable_apic(void)
+{
+	struct kvm_lapic_state lapic;
+
+	vcpu_ioctl(vm, 0, KVM_GET_LAPIC, &lapic);
+	*(uint32_t *)(lapic.regs + APIC_SPIV) |= APIC_SPIV_APIC_ENABLED;
+	vcpu_ioctl(vm, 0, KVM_SET_LAPIC, &lapic);
+}
+
 /* The page where KVM shows the task priority, each time the vCPU is entered. */
 static void apic_page(void)
 {
 	struct kvm_vapic_addr addr = { .vapic_addr = page_gpa(11) + 8 };
-	struct kvm_lapic_state lapic;
 	struct kvm_mp_state mp;
 	int i;
 
 	create(guest_code);
-	vcpu_ioctl(vm, 0, KVM_GET_LAPIC, &lapic);
-	*(uint32_t *)(lapic.regs + APIC_SPIV) |= APIC_SPIV_APIC_ENABLED;
-	vcpu_ioctl(vm, 0, KVM_SET_LAPIC, &lapic);
+	enable_apic();
 	vcpu_ioctl(vm, 0, KVM_SET_VAPIC_ADDR, &addr);
 	for (i = 0; i < ROUNDS; i++) {
 		/* Something that makes KVM look at events on the way in. */
@@ -304,6 +338,108 @@ static void apic_page(void)
 		run_todo(DO_NOTHING, 0, 0);
 		expect_page(11);
 	}
+	kvm_vm_free(vm);
+}
+
+static void ignore(struct ex_regs *regs)
+{
+}
+
+/* The page where KVM tells if an interrupt needs an EOI, which it never gets. */
+static void pv_eoi(void)
+{
+	struct kvm_msi msi = { .address_lo = 0xfee00000 };
+	int i;
+
+	create(guest_code);
+	vm_init_descriptor_tables(vm);
+	vcpu_init_descriptor_tables(vm, 0);
+	enable_apic();
+	run_todo(DO_WRMSR, MSR_KVM_PV_EOI_EN, page_gpa(3) | 1);
+	for (i = 0; i < ROUNDS; i++) {
+		/* Of a higher priority than the last one. */
+		msi.data = 0x40 + i * 16;
+		vm_handle_exception(vm, msi.data, ignore);
+		EXPECT(ioctl(vm_get_fd(vm), KVM_SIGNAL_MSI, &msi), 1);
+		run_todo(DO_INTERRUPT, 0, 0);
+		expect_page(3);
+	}
+	kvm_vm_free(vm);
+}
+
+static void clock_pairing(void)
+{
+	int i;
+
+	create(guest_code);
+	for (i = 0; i < ROUNDS; i++) {
+		run_todo(is_intel_cpu() ? DO_VMCALL : DO_VMMCALL,
+			 CLOCK_PAIRING_HYPERCALL, page_gpa(4 + i));
+		sync_global_from_guest(vm, todo);
+		if (todo.answer == -95UL)
+			test_case_skip("the host does not tell time by the TSC");
+		TEST_ASSERT(!todo.answer, "The hypercall returned %ld",
+			    todo.answer);
+		expect_page(4 + i);
+	}
+	kvm_vm_free(vm);
+}
+
+/* Memory that is there only after a while */
+
+#define SLOW_PAGE	32
+
+static void *bring_page(void *data)
+{
+	struct uffdio_zeropage zero = { .range.len = getpagesize() };
+	int uffd = *(int *)data;
+	struct uffd_msg msg;
+
+	TEST_ASSERT(read(uffd, &msg, sizeof(msg)) == sizeof(msg) &&
+		    msg.event == UFFD_EVENT_PAGEFAULT, "No fault in userfaultfd");
+	usleep(20000);
+	zero.range.start = msg.arg.pagefault.address & -zero.range.len;
+	EXPECT(ioctl(uffd, UFFDIO_ZEROPAGE, &zero), 0);
+	return NULL;
+}
+
+/* The page where KVM tells that a page is not there, and when it is. */
+static void async_page_fault(void)
+{
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_api api = { .api = UFFD_API };
+	pthread_t thread;
+	uint8_t *mem;
+	int i, uffd;
+
+	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	if (uffd < 0)
+		test_case_skip("no userfaultfd: %s", strerror(errno));
+	EXPECT(ioctl(uffd, UFFDIO_API, &api), 0);
+
+	create(guest_code);
+	vm_init_descriptor_tables(vm);
+	vcpu_init_descriptor_tables(vm, 0);
+	enable_apic();
+	mem = addr_gpa2hva(vm, GPA);
+	reg.range.start = (uintptr_t)mem + SLOW_PAGE * getpagesize();
+	reg.range.len = ROUNDS * getpagesize();
+	EXPECT(ioctl(uffd, UFFDIO_REGISTER, &reg), 0);
+	vm_handle_exception(vm, PF_VECTOR, ignore);
+	vm_handle_exception(vm, ASYNC_PF_VECTOR, ignore);
+	run_todo(DO_WRMSR, MSR_KVM_ASYNC_PF_INT, ASYNC_PF_VECTOR);
+	run_todo(DO_WRMSR, MSR_KVM_ASYNC_PF_EN, page_gpa(2) |
+		 KVM_ASYNC_PF_ENABLED | KVM_ASYNC_PF_SEND_ALWAYS |
+		 KVM_ASYNC_PF_DELIVERY_AS_INT);
+	for (i = 0; i < ROUNDS; i++) {
+		memset(mem + 2 * getpagesize(), 0, 64);
+		pthread_create(&thread, NULL, bring_page, &uffd);
+		run_todo(DO_STORE_INTERRUPTIBLE, page_gva(SLOW_PAGE + i), 0);
+		pthread_join(thread, NULL);
+		expect_page_or(2, SLOW_PAGE + i);
+		TEST_ASSERT(seen[SLOW_PAGE + i], "The store is not reported");
+	}
+	close(uffd);
 	kvm_vm_free(vm);
 }
 
@@ -588,6 +724,9 @@ static const struct test_case cases[] = {
 	{ "system-time", system_time },
 	{ "steal-time", steal_time },
 	{ "apic-page: KVM_SET_VAPIC_ADDR", apic_page },
+	{ "pv-eoi: end of interrupt, paravirtual", pv_eoi },
+	{ "clock-pairing: a hypercall", clock_pairing },
+	{ "async-page-fault: not there, and there", async_page_fault },
 	{ "hv-hypercall: Hyper-V's hypercall page", hv_hypercall },
 	{ "hv-tsc: Hyper-V's TSC page", hv_tsc },
 	{ "hv-vp-assist: Hyper-V's VP assist page", hv_vp_assist },
