@@ -11,11 +11,16 @@ number() {
 	printf -v "$name" %d "$((10#${!name}))"
 }
 
+# known: the names of the machines
+known() {
+	local files=("$top"/vm/arch/*)
+	echo "${files[*]##*/}"
+}
+
 # machine_of ARCH: have what vm/arch says of this machine
 machine_of() {
-	local known=("$top"/vm/arch/*)
 	[[ $1 != */* && -f $top/vm/arch/$1 ]] ||
-		die "ARCH=$1 is unknown here; known: ${known[*]##*/}"
+		die "ARCH=$1 is unknown here; known: $(known)"
 	# shellcheck source=arch/x86_64
 	. "$top/vm/arch/$1"
 }
