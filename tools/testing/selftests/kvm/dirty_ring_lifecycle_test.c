@@ -228,7 +228,7 @@ static void any_order(void)
 		let_go(orders[i % ARRAY_SIZE(orders)]);
 	/* A ring has 1024 KiB: every sixth left behind would show. */
 	TEST_ASSERT(vm_memory() < before + 16 * 1024,
-		    "%ld KiB of kernel memory became %ld", before,
+		    "%ld KiB of memory became %ld", before,
 		    vm_memory());
 }
 
@@ -343,12 +343,12 @@ static void full_any_order(void)
 	int i;
 
 	let_full_go(0, false, false);
-	before = vmalloc_used();
+	before = vm_memory();
 	for (i = 0; i < FULL_ORDERS; i++)
 		let_full_go(i, i / 2 % 2, i % 3 == 0);
-	TEST_ASSERT(vmalloc_used() < before + 256,
-		    "%ld KiB of kernel memory became %ld", before,
-		    vmalloc_used());
+	TEST_ASSERT(vm_memory() < before + 256,
+		    "%ld KiB of memory became %ld", before,
+		    vm_memory());
 }
 
 static void forked(void)
@@ -441,7 +441,7 @@ static void vmm_dies(void)
 			before = vm_memory();
 	}
 	TEST_ASSERT(vm_memory() < before + 256,
-		    "%ld KiB of kernel memory became %ld", before,
+		    "%ld KiB of memory became %ld", before,
 		    vm_memory());
 }
 
