@@ -10,6 +10,7 @@
 #include <linux/kvm_dirty_ring.h>
 #include <linux/pagemap.h>
 #include <linux/shmem_fs.h>
+#include <linux/sizes.h>
 #include <linux/vmalloc.h>
 
 /**
@@ -119,29 +120,39 @@ void kvm_dirty_ring_destroy_vm(struct kvm *kvm)
 	kvfree(kvm->dirty_aside);
 }
 
+/* For what else a vCPU is made of, once it has its ring. */
+#define ROOM_PAGES	(SZ_128K >> PAGE_SHIFT)
+
 /*
- * Pages of @file, all of them, as one piece of kernel memory. Each is held: it is
+ * The first pages of @file, as one piece of kernel memory. Each is held: it is
  * written with a spinlock held, and must stay where it is.
+ *
+ * Fail rather than have the memory cgroup's OOM killer make room, here or for one of
+ * the small allocations that follow: allocate more than the ring has, and free it.
  */
 static void *ring_map(struct file *file, u32 nr)
 {
-	/* Fail rather than have the memory cgroup's OOM killer make room. */
 	gfp_t gfp = GFP_KERNEL | __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
+	u32 i, all = nr + ROOM_PAGES;
 	struct page **pages;
 	void *addr = NULL;
-	u32 i;
 
-	pages = kvmalloc_array(nr, sizeof(*pages), GFP_KERNEL);
+	pages = kvmalloc_array(all, sizeof(*pages), GFP_KERNEL);
 	if (!pages)
 		return NULL;
 
-	for (i = 0; i < nr; i++) {
+	for (i = 0; i < all; i++) {
 		pages[i] = shmem_read_mapping_page_gfp(file->f_mapping, i, gfp);
 		if (IS_ERR(pages[i]))
 			break;
 	}
-	if (i == nr)
+	if (i == all) {
+		while (i > nr)
+			put_page(pages[--i]);
+		shmem_truncate_range(file_inode(file), (loff_t)nr << PAGE_SHIFT,
+				     -1);
 		addr = vmap(pages, nr, VM_MAP, PAGE_KERNEL);
+	}
 	if (!addr) {
 		while (i--)
 			put_page(pages[i]);
@@ -173,7 +184,9 @@ int kvm_dirty_ring_create(struct kvm_vcpu *vcpu)
 	if (!bytes)
 		return 0;
 
-	ring->file = shmem_file_setup("kvm-dirty-ring", bytes, VM_NORESERVE);
+	ring->file = shmem_file_setup("kvm-dirty-ring",
+				      bytes + ROOM_PAGES * PAGE_SIZE,
+				      VM_NORESERVE);
 	if (IS_ERR(ring->file))
 		return -ENOMEM;
 

@@ -102,7 +102,7 @@ static const struct {
 	[UNKNOWN] = { "an unknown ioctl", -1, { ENOTTY, EINVAL } },
 	[OPEN_KVM] = { "open", INT_MAX, { EMFILE } },
 	[CREATE_VM] = { "KVM_CREATE_VM", INT_MAX, { ENOMEM, EMFILE } },
-	[MAP] = { "mmap", 0, { EINVAL, ENOMEM } },
+	[MAP] = { "mmap", 0, { EINVAL, ENOMEM, EPERM } },
 	[UNMAP] = { "munmap", 0, { ENOMEM } },
 	[PROTECT] = { "mprotect", 0, { EACCES, ENOMEM } },
 	[REMAP] = { "mremap", 0, { EFAULT, EINVAL, ENOMEM, EAGAIN } },

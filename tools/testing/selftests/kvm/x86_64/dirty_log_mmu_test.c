@@ -557,12 +557,14 @@ static long long flushes(void)
 
 /*
  * One flush for each start, though nothing is mapped: what is not mapped any more
- * may be in a TLB still. A flush is counted if it finds the vCPU in the guest.
+ * may be in a TLB still. A flush is counted if it finds the vCPU in the guest, so
+ * wait until it is there; it may be interrupted for something else.
  */
 static void log_start(void)
 {
 	long long before, count;
 	pthread_t thread;
+	uint64_t next;
 	cpu_set_t cpus;
 	int i;
 
@@ -583,6 +585,9 @@ static void log_start(void)
 
 	before = flushes();
 	for (i = 0; i < STARTS; i++) {
+		next = word(mem_b, 0) + 1000;
+		while (word(mem_b, 0) < next)
+			;
 		set_slot(SLOT_A, GPA_A, mem_a, HUGE, KVM_MEM_LOG_DIRTY_PAGES);
 		set_slot(SLOT_A, GPA_A, mem_a, HUGE, 0);
 	}
@@ -611,8 +616,8 @@ static bool two_dimensional_paging(void)
 
 #define HUGE_PAGES	3
 #define STOP_SIZE	(32 * HUGE)
-#define STOPS		400
-#define STOPS_SECONDS	30
+#define STOPS		500
+#define STOPS_SECONDS	20
 
 /* Shared by the thread that switches logging and the one that takes its memory. */
 static struct {
@@ -699,13 +704,16 @@ static void take_start(pthread_t *thread, pthread_t vcpu)
  * When logging stops, small mappings of huge pages are removed. Take the pages
  * from the slot in the middle of that: when mmap() returns, nobody may write to
  * them any more. The same pages, mapped elsewhere, tell.
+ *
+ * mmap() interrupts the CPU of the vCPU. Nothing fails where the TLB forgets what
+ * it has of a guest at each exit, as under QEMU's emulation.
  */
 static void log_stop(void)
 {
 	uint64_t start, stop_ns = 1000000, end;
 	pthread_t vcpu, taker;
-	void *view;
 	int fd, i, n;
+	void *view;
 
 	if (!two_dimensional_paging())
 		test_case_skip("no huge pages with shadow paging");
