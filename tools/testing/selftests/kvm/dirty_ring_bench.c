@@ -205,6 +205,7 @@ static uint64_t now(void)
 }
 
 #define SLOT_MAX	BIT(40)
+#define SLOT_MAX_NAME	"1T"
 
 #define PTE_TABLE	0x63UL		/* present, writable, accessed, dirty */
 #define PTE_BLOCK	(PTE_TABLE | 0x80UL)
@@ -226,6 +227,7 @@ static uint64_t now(void)
 
 /* The library's VMs have 40 bits of guest physical address. */
 #define SLOT_MAX	(BIT(40) - SLOT_GPA)
+#define SLOT_MAX_NAME	"1020G"
 
 #define PTE_TABLE	0x3UL
 #define PTE_BLOCK	0x411UL		/* valid, normal memory, accessed */
@@ -957,8 +959,7 @@ int main(int argc, char **argv)
 	slot_pages = opt.slot_size / getpagesize();
 	if (opt.slot_size % HUGE_SIZE || !opt.slot_size ||
 	    opt.slot_size > SLOT_MAX)
-		refuse(SLOT_MAX == BIT(40) ? "-b: whole 2 MiB, up to 1T" :
-					   "-b: whole 2 MiB, up to 1020G");
+		refuse("-b: whole 2 MiB, up to " SLOT_MAX_NAME);
 	if (opt.random ? opt.pages > slot_pages / 2 :
 			 (uint64_t)opt.pages * opt.stride > slot_pages)
 		refuse("-n: too many pages for the slot");

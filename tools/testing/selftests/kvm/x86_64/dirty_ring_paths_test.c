@@ -389,6 +389,9 @@ static void clock_pairing(void)
 
 #define SLOW_PAGE	32
 
+/* tools/arch/x86/include/uapi/asm/unistd_64.h has that of another call. */
+#define NR_USERFAULTFD	323
+
 static void *bring_page(void *data)
 {
 	struct uffdio_zeropage zero = { .range.len = getpagesize() };
@@ -412,7 +415,7 @@ static void async_page_fault(void)
 	uint8_t *mem;
 	int i, uffd;
 
-	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	uffd = syscall(NR_USERFAULTFD, O_CLOEXEC);
 	if (uffd < 0)
 		test_case_skip("no userfaultfd: %s", strerror(errno));
 	EXPECT(ioctl(uffd, UFFDIO_API, &api), 0);
