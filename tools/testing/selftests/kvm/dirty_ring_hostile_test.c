@@ -636,19 +636,36 @@ static void attack_files(struct attacker *a)
 	did(CLOSE, close(two));
 }
 
+/* What to do, and how often of a hundred times */
+static const struct {
+	void (*fn)(struct attacker *a);
+	uint32_t percent;
+} attacks[] = {
+	{ attack_entries, 20 },
+	{ attack_by_reset, 20 },
+	{ attack_by_sync, 10 },
+	{ attack_slots, 6 },
+	{ attack_by_kvm, 6 },
+	{ attack_by_ioctl, 8 },
+	{ attack_mapping, 14 },
+	{ attack_by_proc, 4 },
+	{ attack_files, 4 },
+	{ attack_with_vcpu, 4 },
+	{ attack_with_vm, 2 },
+	{ attack_by_fork, 2 },
+};
+
 static void *attack(void *data)
 {
-	static void (*const attacks[])(struct attacker *a) = {
-		attack_entries, attack_entries, attack_by_reset,
-		attack_by_reset, attack_by_sync, attack_slots, attack_by_kvm,
-		attack_with_vcpu, attack_by_ioctl, attack_mapping,
-		attack_mapping, attack_by_proc, attack_by_fork, attack_with_vm,
-		attack_files,
-	};
 	struct attacker *a = data;
+	uint32_t n;
+	int i;
 
 	while (!READ_ONCE(quit)) {
-		attacks[any(a, ARRAY_SIZE(attacks))](a);
+		n = any(a, 100);
+		for (i = 0; n >= attacks[i].percent; i++)
+			n -= attacks[i].percent;
+		attacks[i].fn(a);
 		/* Ioctls on a vCPU wait until it leaves KVM_RUN. */
 		if (one_in(a, 4))
 			pthread_kill(runners[any(a, ATTACKED_VCPUS)].thread,

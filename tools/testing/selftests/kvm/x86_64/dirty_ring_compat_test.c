@@ -18,8 +18,6 @@
 #include <linux/kvm.h>
 #include <linux/mman.h>
 
-_Static_assert(sizeof(long) == 4, "to be built with -m32");
-
 #define ARRAY_SIZE(x)	(sizeof(x) / sizeof((x)[0]))
 
 #define PAGE		4096U
@@ -133,6 +131,8 @@ static void vm_create(struct vm *vm, int ring)
 	unsigned char *code;
 	struct kvm_sregs sregs;
 
+	/* That is what it is about. */
+	EXPECT(sizeof(long), 4);
 	vm->fd = call(kvm, KVM_CREATE_VM, 0);
 	EXPECT(vm->fd > 0, 1);
 	/* Where a CPU needs them for real mode, not where the guest has memory. */
@@ -208,6 +208,27 @@ static void vm_destroy(struct vm *vm)
 	close(vm->fd);
 }
 
+/* As a program of 32 bits has it */
+static long get_log(struct vm *vm, void *bitmap)
+{
+	struct kvm_dirty_log log = { .slot = 1, .dirty_bitmap = bitmap };
+
+	return call(vm->fd, KVM_GET_DIRTY_LOG, (long)&log);
+}
+
+static long clear_log(struct vm *vm, unsigned int first, unsigned int pages,
+		      void *bitmap)
+{
+	struct kvm_clear_dirty_log log = {
+		.slot = 1,
+		.num_pages = pages,
+		.first_page = first,
+		.dirty_bitmap = bitmap,
+	};
+
+	return call(vm->fd, KVM_CLEAR_DIRTY_LOG, (long)&log);
+}
+
 static void ring(void)
 {
 	struct vm vm = {};
@@ -216,6 +237,9 @@ static void ring(void)
 	EXPECT(call(kvm, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING), 1048576);
 	vm_create(&vm, 1);
 	EXPECT(enable(&vm, KVM_CAP_DIRTY_LOG_RING, RING_BYTES), -EINVAL);
+	/* The bitmap's ioctls have nothing to work on, and know. */
+	EXPECT(get_log(&vm, NULL), -ENXIO);
+	EXPECT(clear_log(&vm, 0, 64, NULL), -ENXIO);
 
 	EXPECT(run(&vm, 0, 20), KVM_EXIT_HLT);
 	harvest(&vm, 0, 0, 20);
@@ -284,27 +308,6 @@ static void full(void)
 	vm_destroy(&vm);
 }
 
-/* As a program of 32 bits has it */
-static long get_log(struct vm *vm, void *bitmap)
-{
-	struct kvm_dirty_log log = { .slot = 1, .dirty_bitmap = bitmap };
-
-	return call(vm->fd, KVM_GET_DIRTY_LOG, (long)&log);
-}
-
-static long clear_log(struct vm *vm, unsigned int first, unsigned int pages,
-		      void *bitmap)
-{
-	struct kvm_clear_dirty_log log = {
-		.slot = 1,
-		.num_pages = pages,
-		.first_page = first,
-		.dirty_bitmap = bitmap,
-	};
-
-	return call(vm->fd, KVM_CLEAR_DIRTY_LOG, (long)&log);
-}
-
 static void expect_bits(struct vm *vm, unsigned int w0, unsigned int w1,
 			unsigned int w2)
 {
@@ -324,13 +327,7 @@ static void bitmap(void)
 {
 	struct vm vm = {};
 
-	vm_create(&vm, 1);
-	EXPECT(get_log(&vm, NULL), -ENXIO);
-	EXPECT(clear_log(&vm, 0, 64, NULL), -ENXIO);
-	vm_destroy(&vm);
-
 	vm_create(&vm, 0);
-	EXPECT(call(vm.fd, KVM_RESET_DIRTY_RINGS, 0), -EINVAL);
 	EXPECT(run(&vm, 8, 60), KVM_EXIT_HLT);
 	EXPECT(get_log(&vm, NULL), -EFAULT);
 	expect_bits(&vm, ~0xffU, ~0U, 0xf);
@@ -375,7 +372,7 @@ int main(int argc, char **argv)
 		{ "ring: enabled, mapped, harvested, reset", ring, 1 },
 		{ "beyond: a sync, and a reset of one vCPU", beyond, 2 },
 		{ "full: the vCPU stops, and goes on", full, 1 },
-		{ "bitmap: KVM_GET_DIRTY_LOG", bitmap, 1 },
+		{ "bitmap: KVM_GET_DIRTY_LOG", bitmap, 0 },
 		{ "clear: KVM_CLEAR_DIRTY_LOG", clear, 0 },
 	};
 	int have, status, failed = 0;
