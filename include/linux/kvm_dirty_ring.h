@@ -35,7 +35,8 @@ struct vm_area_struct;
 /**
  * struct kvm_dirty_ring_vcpu_stat - what happened to a vCPU's dirty ring
  * @skipped:	times KVM wrote to a page for the vCPU that was in it already, and
- *		was not pushed again. Written by the vCPU's task.
+ *		was not pushed again. Written on the CPU where the vCPU is loaded, in
+ *		interrupts as well; one or the other may be missing.
  * @full_exits:	exits to userspace at the soft limit. Written by the vCPU's task.
  * @reset:	entries that were reset. Written under reset_lock.
  *
