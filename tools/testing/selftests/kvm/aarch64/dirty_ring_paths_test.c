@@ -49,9 +49,10 @@ static long vm_stat(struct ring_vm *rv, const char *name)
 
 	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%d-%d/%s", getpid(),
 		 vm_get_fd(rv->vm), name);
+	if (access("/sys/kernel/debug/kvm", F_OK))
+		test_case_skip("no debugfs at /sys/kernel/debug");
 	file = fopen(path, "r");
-	if (!file)
-		test_case_skip("there is no %s", path);
+	TEST_ASSERT(file, "There is no %s", path);
 	EXPECT(fscanf(file, "%ld", &n), 1);
 	fclose(file);
 	return n;
