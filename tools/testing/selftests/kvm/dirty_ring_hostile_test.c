@@ -18,7 +18,6 @@
 
 #define _GNU_SOURCE /* for program_invocation_name, process_vm_readv, mremap */
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <grp.h>
 #include <limits.h>
@@ -899,23 +898,6 @@ static void storm(void)
  */
 
 #define END_ROUNDS	6
-
-/* The VMs of a process that KVM shows in debugfs; 0 also if there is none. */
-static int vms_of(pid_t pid)
-{
-	DIR *dir = opendir("/sys/kernel/debug/kvm");
-	struct dirent *d;
-	char prefix[32];
-	int n = 0;
-
-	if (!dir)
-		return 0;
-	snprintf(prefix, sizeof(prefix), "%d-", pid);
-	while ((d = readdir(dir)))
-		n += !strncmp(d->d_name, prefix, strlen(prefix));
-	closedir(dir);
-	return n;
-}
 
 static void end_vmm(int ready, bool by_itself, uint32_t ms)
 {

@@ -19,7 +19,6 @@
 
 #define _GNU_SOURCE /* for program_invocation_name */
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -68,23 +67,6 @@ static void expect_memory_below(long limit)
 			    limit);
 		usleep(100000);
 	}
-}
-
-/* The VMs of a process that KVM shows in debugfs; 0 also if there is none. */
-static int vms_of(pid_t pid)
-{
-	DIR *dir = opendir("/sys/kernel/debug/kvm");
-	struct dirent *d;
-	char prefix[32];
-	int n = 0;
-
-	if (!dir)
-		return 0;
-	snprintf(prefix, sizeof(prefix), "%d-", pid);
-	while ((d = readdir(dir)))
-		n += !strncmp(d->d_name, prefix, strlen(prefix));
-	closedir(dir);
-	return n;
 }
 
 static void wait_for_no_vm(pid_t pid)

@@ -140,4 +140,6 @@ void ring_vm_collect_all(struct ring_vm *rv);
 void ring_vm_forget(struct ring_vm *rv);
 void ring_vm_expect(struct ring_vm *rv, uint64_t first, uint64_t count);
 
+int vms_of(pid_t pid);
+
 #endif /* SELFTEST_KVM_DIRTY_RING_VM_H */

@@ -6,6 +6,7 @@
 
 #define _GNU_SOURCE /* for program_invocation_name, pthread_tryjoin_np */
 
+#include <dirent.h>
 #include <sched.h>
 #include <signal.h>
 
@@ -466,4 +467,21 @@ void ring_vm_expect(struct ring_vm *rv, uint64_t first, uint64_t count)
 			    "Page %lu was reported %u times, written: %lu to %lu",
 			    i, rv->seen[i], first, first + count);
 	ring_vm_forget(rv);
+}
+
+/* The VMs of a process that KVM shows in debugfs; 0 also if there is none. */
+int vms_of(pid_t pid)
+{
+	DIR *dir = opendir("/sys/kernel/debug/kvm");
+	struct dirent *d;
+	char prefix[32];
+	int n = 0;
+
+	if (!dir)
+		return 0;
+	snprintf(prefix, sizeof(prefix), "%d-", pid);
+	while ((d = readdir(dir)))
+		n += !strncmp(d->d_name, prefix, strlen(prefix));
+	closedir(dir);
+	return n;
 }
