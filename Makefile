@@ -11,19 +11,19 @@ help:		## list the targets
 	@maint/help Makefile
 
 run:		## migrate a guest under 5.10: bitmap, then ring [ARCH=arm64 MEM=MiB RATE=pages/s RING=entries]
-	@vm/migrate
+	@migrate/run
 
 test:		## build and run every test; the last line counts them [ARCH=x86_64|arm64]
-	@vm/test
+	@tests/run
 
 test-pml:	## the same under Bochs, which has Intel's VMX, with PML and without
-	@vm/test 'vmx-*'
+	@tests/run 'vmx-*'
 
 bench:		## count what dirty logging costs, here and on other kernels, in instructions [QUICK=1]
-	@vm/bench/run $(if $(QUICK),--quick)
+	@bench/run $(if $(QUICK),--quick)
 
 bench-migrate:	## time migrations, bitmap and ring, by QEMU and by an example VMM [RUNS=n BANDWIDTH=MiB/s MEM RATE RING]
-	@vm/bench/migrate
+	@bench/migrate
 
 tree:		## build/linux: a git tree of 5.10 with one commit per patch [KVERSION=5.10.223-1 | KSRC=dir or tarball]
 	@maint/tree

@@ -2,10 +2,13 @@
 # shellcheck shell=bash disable=SC2034
 # What every script of this repository needs; to be sourced. Sets
 #	top	the repository's root
+#	script	the script's path in it
 #	build	the folder for everything that is made, not created here
 #	cache	the folder for what clones share; created
 
 top=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
+script=$(realpath "$0")
+script=${script#"$top"/}
 build=$top/build
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvm-dirty-ring
 mkdir -p "$cache"
@@ -26,7 +29,7 @@ export LC_ALL=C.UTF-8
 
 # die MESSAGE: give up, with one line on stderr
 die() {
-	echo "${0##*/}: $*" >&2
+	echo "$script: $*" >&2
 	exit 1
 }
 
@@ -69,6 +72,35 @@ need() {
 			install "${missing[@]}" < /dev/null
 	} > "$cache/apt-install.log" 2>&1 ||
 		die "apt-get cannot install ${missing[*]}; see $cache/apt-install.log"
+}
+
+# known: the names of the architectures
+known() {
+	local files=("$top"/maint/arch/*)
+	echo "${files[*]##*/}"
+}
+
+# arch_of [NAME]: have what maint/arch says of this architecture, x86_64 without a name, and
+#	arch	its name
+#	cross	what the names of its tools begin with, if they are not the host's
+arch_of() {
+	arch=${1:-x86_64}
+	case $arch in
+	amd64)		arch=x86_64 ;;
+	aarch64)	arch=arm64 ;;
+	esac
+	[[ $arch != */* && -f $top/maint/arch/$arch ]] ||
+		die "ARCH=$arch is unknown here; known: $(known)"
+	# shellcheck source=../maint/arch/x86_64
+	. "$top/maint/arch/$arch"
+	cross=$native-linux-gnu-
+	[[ $(uname -m) != "$native" ]] || cross=
+}
+
+# need_compiler: install what builds programs for the architecture of arch_of
+need_compiler() {
+	need gcc libc6-dev
+	[[ ! $cross ]] || need "gcc-${native/_/-}-linux-gnu" "libc6-dev-$debian-cross"
 }
 
 # series_patches: print the patches of the series, in order

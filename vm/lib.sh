@@ -11,53 +11,6 @@ number() {
 	printf -v "$name" %d "$((10#${!name}))"
 }
 
-# known: the names of the machines
-known() {
-	local files=("$top"/vm/arch/*)
-	echo "${files[*]##*/}"
-}
-
-# machine_of ARCH: have what vm/arch says of this machine
-machine_of() {
-	[[ $1 != */* && -f $top/vm/arch/$1 ]] ||
-		die "ARCH=$1 is unknown here; known: $(known)"
-	# shellcheck source=arch/x86_64
-	. "$top/vm/arch/$1"
-}
-
-# migration_numbers: what is migrated, and how, must make sense
-migration_numbers() {
-	number MEM 128 1024
-	number RATE 1 1000000
-	number RING 1024 65536
-	((!(RING & (RING - 1)))) || die "RING=$RING is no power of two"
-	number CPUS 1 8
-	number BANDWIDTH 1 10000
-	number RUNS 1 100
-	number LIMIT 1 100000
-}
-
-# For the kernel of a machine in which migrations are timed. Under emulation the
-# first write to a page in which code ran takes long, as what was translated from
-# it is looked for: half a second for a huge page of an earlier guest's, in the
-# middle of a migration if it is the destination that gets it. So it is written
-# to, and cleared, when it is freed.
-migration_append=init_on_free=1
-
-# on_record MARK: put standard input into README.md, in the place of what is there
-# between the two marks of this name: that is made so, and nowhere else
-on_record() {
-	{
-		sed "/^<!-- $1: begin -->\$/q" "$top/README.md"
-		echo
-		cat
-		echo
-		sed -n "/^<!-- $1: end -->\$/,\$p" "$top/README.md"
-	} > "$build/README.md"
-	cp "$build/README.md" "$top/README.md"
-	say "README.md: written"
-}
-
 # kvm_opts: have the module parameters of KVM_OPTS in the array opts
 kvm_opts() {
 	local o
@@ -70,7 +23,7 @@ kvm_opts() {
 	done
 }
 
-# is_kernel FILE SAID: is it a kernel for the machine of vm/arch?
+# is_kernel FILE SAID: is it a kernel for the machine of maint/arch?
 is_kernel() {
 	[[ $(dd if="$1" bs=1 skip="$magic_at" count="${#magic}" status=none |
 		tr -d '\0') == "$magic" ]] || die "$2$1 is no kernel for $arch"
@@ -112,7 +65,7 @@ pack() {
 fail() {
 	local code=$1
 	shift
-	echo "run: $*; kernel log: $log" >&2
+	echo "$script: $*; kernel log: $log" >&2
 	exit "$code"
 }
 
@@ -144,10 +97,10 @@ judge() {
 	grep -aq "vm: exit $code" "$log" ||
 		fail 98 "the kernel's log is cut short"
 	if [[ $splat && ${ALLOW_SPLAT:-0} != 1 ]]; then
-		echo "run: the kernel complained: $splat; kernel log: $log" >&2
+		echo "$script: the kernel complained: $splat; kernel log: $log" >&2
 		((code)) || code=99
 	elif ((code)); then
-		echo "run: the command ended with $code; kernel log: $log" >&2
+		echo "$script: the command ended with $code; kernel log: $log" >&2
 	fi
 	exit "$code"
 }

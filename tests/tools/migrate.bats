@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
-# vm/migrate and vm/bench/migrate take no nonsense, and say so in one line before they
-# do anything. The migrations themselves: vm/test migrate.
+# migrate/run and bench/migrate take no nonsense, and say so in one line before they
+# do anything. The migrations themselves: tests/run migrate.
 
 setup() {
-	migrate=$BATS_TEST_DIRNAME/../vm/migrate
+	script=migrate/run
 	unset ARCH MEM RATE RING CPUS LIMIT BANDWIDTH RUNS
 }
 
@@ -16,9 +16,9 @@ refuses() {
 		vars+=("$1")
 		shift
 	done
-	run env "${vars[@]}" timeout 10 "$migrate" "${@:2}"
+	run env "${vars[@]}" timeout 10 "$BATS_TEST_DIRNAME/../../$script" "${@:2}"
 	echo "status $status: $output"
-	[[ $status -eq 1 && ${#lines[@]} -eq 1 && $output == "migrate: "*"$text"* ]]
+	[[ $status -eq 1 && ${#lines[@]} -eq 1 && $output == "$script: "*"$text"* ]]
 }
 
 @test "MEM that is no sensible number of MiB is refused" {
@@ -64,21 +64,21 @@ refuses() {
 }
 
 @test "--help tells of every variable" {
-	run "$migrate" --help
+	run "$BATS_TEST_DIRNAME/../../$script" --help
 	[[ $status -eq 0 ]]
 	for v in ARCH MEM RATE RING CPUS BANDWIDTH RUNS LIMIT --tap; do
 		[[ $output == *"$v"* ]]
 	done
 }
 
-@test "vm/bench/migrate is as strict" {
-	migrate=$BATS_TEST_DIRNAME/../vm/bench/migrate
+@test "bench/migrate is as strict" {
+	script=bench/migrate
 	refuses "RUNS='0' must be a number from 1 to 100" RUNS=0
 	refuses "RUNS='five' must be a number from 1 to 100" RUNS=five
 	refuses "BANDWIDTH='10001' must be a number from 1 to 10000" BANDWIDTH=10001
 	refuses "RING=3000 is no power of two" RING=3000
 	refuses "unknown argument 'x', see --help" -- x
-	run "$migrate" --help
+	run "$BATS_TEST_DIRNAME/../../$script" --help
 	[[ $status -eq 0 ]]
 	for v in MEM RATE RING CPUS BANDWIDTH RUNS LIMIT KVM_OPTS; do
 		[[ $output == *"$v"* ]]

@@ -4,7 +4,7 @@
 # that knows just this test.
 
 setup() {
-	top=$BATS_TEST_DIRNAME/..
+	top=$BATS_TEST_DIRNAME/../..
 	toy=$BATS_TEST_TMPDIR/toy
 	dir=$toy/Documentation/litmus-tests/kvm
 	mkdir -p "$toy/virt/kvm" "$toy/include/linux" "$dir"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
-# vm/run, vm/bochs/run, vm/test and kmod/build say in one line what is wrong with what they are
+# vm/run, vm/bochs/run, tests/run and kmod/build say in one line what is wrong with what they are
 # given, before they do anything. What they do when nothing is: vm/check.
 
 setup() {
-	top=$BATS_TEST_DIRNAME/..
+	top=$BATS_TEST_DIRNAME/../..
 	unset ARCH KERNEL KVERSION RELEASE MODULES SHARE KDIR KSRC KVM_OPTS ICOUNT TIMEOUT
 	unset VM_MEM VM_CPUS VM_APPEND VM_QEMU VM_LOG VM_MODEL FILES
 	export RUN=true
@@ -21,7 +21,7 @@ refuses() {
 	done
 	run env "${vars[@]}" timeout 20 "$top/$script" "${@:2}" < /dev/null
 	echo "status $status: $output"
-	[[ $status -eq 1 && ${#lines[@]} -eq 1 && $output == *": "*"$text"* ]]
+	[[ $status -eq 1 && ${#lines[@]} -eq 1 && $output =~ ^[a-z/-]+:\ .*"$text" ]]
 }
 
 @test "vm/run: a SHARE that is no folder is refused" {
@@ -117,10 +117,10 @@ refuses() {
 	refuses vm/run "'bookworm/..' is no other release" RELEASE=bookworm/..
 }
 
-@test "vm/bench/run: what makes no sense is refused" {
-	refuses vm/bench/run "unknown argument '5.4'" -- 5.4
-	refuses vm/bench/run "unknown argument '-x'" -- --quick -x
-	refuses vm/bench/run "PROGRAM=/nowhere cannot be run" PROGRAM=/nowhere -- --no-build
+@test "bench/run: what makes no sense is refused" {
+	refuses bench/run "unknown argument '5.4'" -- 5.4
+	refuses bench/run "unknown argument '-x'" -- --quick -x
+	refuses bench/run "PROGRAM=/nowhere cannot be run" PROGRAM=/nowhere -- --no-build
 }
 
 # figure FIELD...: a line of CSV: kernel, way, slot in GiB, pattern, pages, write,
@@ -129,7 +129,7 @@ figure() {
 	echo "$1,$2,$(($3 << 30)),4K,$4,$5,65536,1,0,$6,$7,$8,$9,0"
 }
 
-@test "vm/bench/report: targets are reached, missed, or not measured" {
+@test "bench/report: targets are reached, missed, or not measured" {
 	local dir=$BATS_TEST_TMPDIR
 	{
 		echo kernel,way,slot,backing,pattern,pages,entries,vcpus,threads,write,collect,protect,log_on,log_off
@@ -144,7 +144,7 @@ figure() {
 		figure k ring 256 random 1024 1012 10 105 1100000
 		figure k ring 1024 random 1024 1012 10 105 5
 	} > "$dir/here.csv"
-	run "$top/vm/bench/report" "$dir"
+	run "$top/bench/report" "$dir"
 	echo "$output"
 	[[ $status -eq 2 && $output == *"3 of 7 targets"* ]]
 	[[ $output =~ push:[^$'\n']*\ 12\.0\ [^$'\n']*ok ]]
@@ -156,33 +156,33 @@ figure() {
 	[[ -s $dir/slot-size.svg && -s $dir/bench.csv && -s $dir/table.txt ]]
 }
 
-@test "vm/test: a pattern that no test matches is refused" {
-	refuses vm/test "no test is called nonsense" -- nonsense
-	refuses vm/test "no test is called nonsense" -- tests nonsense
-	refuses vm/test "unknown option '--nonsense'" -- --nonsense
+@test "tests/run: a pattern that no test matches is refused" {
+	refuses tests/run "no test is called nonsense" -- nonsense
+	refuses tests/run "no test is called nonsense" -- tools nonsense
+	refuses tests/run "unknown option '--nonsense'" -- --nonsense
 }
 
-@test "vm/test: the list has every machine and every test" {
-	run "$top/vm/test" --list
+@test "tests/run: the list has every machine and every test" {
+	run "$top/tests/run" --list
 	[[ $status -eq 0 ]]
-	for line in tests check migrate npt:dirty_ring_test shadow:unload tdp-mmu:steal_time \
+	for line in tools check migrate npt:dirty_ring_test shadow:unload tdp-mmu:steal_time \
 		debug:dirty_ring_test vmx-pml:pml_test arm64-check arm64-migrate \
 		arm64:dirty_ring_test arm64-64k:dirty_ring_its_test; do
 		[[ $'\n'$output$'\n' == *$'\n'"$line"$'\n'* ]]
 	done
-	run "$top/vm/test" --list 'vmx-*'
+	run "$top/tests/run" --list 'vmx-*'
 	[[ $status -eq 0 && $output == *vmx-pml:pml_test* && $output != *npt:* ]]
 }
 
-@test "vm/test: ARCH takes one architecture, and both make the whole" {
+@test "tests/run: ARCH takes one architecture, and both make the whole" {
 	local x86 arm
-	refuses vm/test "ARCH=mips is unknown here" ARCH=mips
-	refuses vm/test "no test is called npt" ARCH=arm64 -- npt
-	x86=$(ARCH=x86_64 "$top/vm/test" --list)
-	arm=$(ARCH=arm64 "$top/vm/test" --list)
+	refuses tests/run "ARCH=mips is unknown here" ARCH=mips
+	refuses tests/run "no test is called npt" ARCH=arm64 -- npt
+	x86=$(ARCH=x86_64 "$top/tests/run" --list)
+	arm=$(ARCH=arm64 "$top/tests/run" --list)
 	[[ $x86 == *npt:dirty_ring_test* && $x86 != *arm64* ]]
 	[[ $arm == *arm64:dirty_ring_test* && $arm != *npt:* ]]
-	sort <(echo "$x86") <(echo "$arm") | diff - <("$top/vm/test" --list | sort)
+	sort <(echo "$x86") <(echo "$arm") | diff - <("$top/tests/run" --list | sort)
 }
 
 @test "kmod/build: a KDIR that holds no headers is refused" {
@@ -190,7 +190,7 @@ figure() {
 	refuses kmod/build "unknown argument 'x'" -- x
 }
 
-@test "vm/ktap: each way a test may end is told apart" {
+@test "tests/ktap: each way a test may end is told apart" {
 	cd "$BATS_TEST_TMPDIR"
 	mkdir -p logs
 	cat > skips <<-'END'
@@ -208,7 +208,7 @@ figure() {
 	chmod +x skips cases
 	printf '%s\n' '5 good true' '5 bad false' '1 slow sleep 20' '5 skipped skips' \
 		'5 short cases' '5 gone nosuchcommand' > list
-	run "$top/vm/ktap" list logs
+	run "$top/tests/ktap" list logs
 	echo "$output"
 	[[ $status -eq 0 ]]
 	grep -v '^#' <<< "$output" | diff - /dev/fd/3 3<<-'END'

@@ -186,7 +186,7 @@ load toy
 @test "scripts: --help helps, an unknown argument is named" {
 	toy
 	for s in maint/*; do
-		[[ -x $s ]] || continue
+		[[ -f $s && -x $s ]] || continue
 		run -0 "$s" --help
 		[[ $output == *usage:* ]]
 		[[ $s != maint/help ]] || continue

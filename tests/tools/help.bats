@@ -6,7 +6,7 @@
 bats_require_minimum_version 1.5.0
 
 setup() {
-	top=$(realpath "$BATS_TEST_DIRNAME/..")
+	top=$(realpath "$BATS_TEST_DIRNAME/../..")
 	unset ARCH CONFIG KVERSION KSRC KDIR KERNEL RUN SHARE MEM RATE RING
 	cd "$BATS_TEST_TMPDIR" || return
 }
@@ -14,7 +14,7 @@ setup() {
 @test "--help: every script prints its usage, and no error" {
 	local n=0 script scripts
 	mapfile -t scripts < <(cd "$top" &&
-		find .ci kmod maint tests vm -type f -perm -u+x | sort)
+		find .ci bench kmod maint migrate tests vm -type f -perm -u+x | sort)
 	for script in "${scripts[@]}"; do
 		# Of the machine, and not for the host.
 		[[ $script != vm/init ]] || continue
@@ -29,7 +29,7 @@ setup() {
 @test "--help: vm/run names the machines" {
 	local machine
 	run -0 "$top/vm/run" --help
-	for machine in "$top"/vm/arch/*; do
+	for machine in "$top"/maint/arch/*; do
 		[[ $output =~ "one of: "[^$'\n']*"${machine##*/}" ]]
 	done
 }

@@ -2,7 +2,7 @@
 # shellcheck shell=bash disable=SC2154
 # A repository like this one, with a kernel and a series that fit on a page.
 
-here=$(realpath "$BATS_TEST_DIRNAME/..")
+here=$(realpath "$BATS_TEST_DIRNAME/../..")
 bats_require_minimum_version 1.5.0
 
 # Make $repo, a repository with this one's scripts, and the toy's series in it.
