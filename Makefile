@@ -5,7 +5,7 @@
 
 export ARCH CONFIG KVERSION KSRC KDIR KERNEL RUN SHARE MEM RATE RING BANDWIDTH RUNS
 
-.PHONY: help run test test-pml bench bench-migrate tree refresh series lint litmus bisect modules kernel vm clean
+.PHONY: help run test test-long test-pml bench bench-migrate tree refresh series lint litmus bisect modules kernel vm clean
 
 help:		## list the targets
 	@maint/help Makefile
@@ -15,6 +15,9 @@ run:		## migrate a guest under 5.10: bitmap, then ring [ARCH=arm64 MEM=MiB RATE=
 
 test:		## build and run every test; the last line counts them [ARCH=x86_64|arm64]
 	@tests/run
+
+test-long:	## the same, and what takes too long for every time [ARCH=x86_64|arm64]
+	@tests/run --long
 
 test-pml:	## the same under Bochs, which has Intel's VMX, with PML and without
 	@tests/run 'vmx-*'
