@@ -1,27 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
-# vm/run, vm/bochs/run, tests/run and kmod/build say in one line what is wrong with what they are
-# given, before they do anything. What they do when nothing is: vm/check.
+# The scripts of vm/, and those that fetch and build for it, say in one line what is wrong
+# with what they are given, before they do anything. What they do when nothing is: vm/check.
+
+load refuses
 
 setup() {
-	top=$BATS_TEST_DIRNAME/../..
-	unset ARCH KERNEL KVERSION RELEASE MODULES SHARE KDIR KSRC KVM_OPTS ICOUNT TIMEOUT
-	unset VM_MEM VM_CPUS VM_APPEND VM_QEMU VM_LOG VM_MODEL FILES
-	export RUN=true
-}
-
-# refuses SCRIPT TEXT [VARIABLE=VALUE...] [-- ARGUMENT...]: the script fails with
-# one line, with TEXT in it
-refuses() {
-	local script=$1 text=$2 vars=()
-	shift 2
-	while (($#)) && [[ $1 != -- ]]; do
-		vars+=("$1")
-		shift
-	done
-	run env "${vars[@]}" timeout 20 "$top/$script" "${@:2}" < /dev/null
-	echo "status $status: $output"
-	[[ $status -eq 1 && ${#lines[@]} -eq 1 && $output =~ ^[a-z/-]+:\ .*"$text" ]]
+	top=$(realpath "$BATS_TEST_DIRNAME/../..")
+	clean_environment
 }
 
 @test "vm/run: a SHARE that is no folder is refused" {
@@ -117,129 +103,7 @@ refuses() {
 	refuses vm/run "'bookworm/..' is no other release" RELEASE=bookworm/..
 }
 
-@test "bench/run: what makes no sense is refused" {
-	refuses bench/run "unknown argument '5.4'" -- 5.4
-	refuses bench/run "unknown argument '-x'" -- --quick -x
-	refuses bench/run "PROGRAM=/nowhere cannot be run" PROGRAM=/nowhere -- --no-build
-}
-
-# figure FIELD...: a line of CSV: kernel, way, slot in GiB, pattern, pages, write,
-# collect, protect, log_on
-figure() {
-	echo "$1,$2,$(($3 << 30)),4K,$4,$5,65536,1,0,$6,$7,$8,$9,0"
-}
-
-@test "bench/report: targets are reached, missed, or not measured" {
-	local dir=$BATS_TEST_TMPDIR
-	{
-		echo kernel,way,slot,backing,pattern,pages,entries,vcpus,threads,write,collect,protect,log_on,log_off
-		figure k get 1 random 4096 1000 20 200 5
-	} > "$dir/5.10.csv"
-	{
-		cat "$dir/5.10.csv"
-		figure k ring 1 random 4096 1012 10 150 5
-		figure k ring 1 sequential 4096 1012 10 101 5
-		figure k ring 1 random 1024 1012 10 100 5
-		figure k ring 16 random 1024 1012 10 104 5
-		figure k ring 256 random 1024 1012 10 105 1100000
-		figure k ring 1024 random 1024 1012 10 105 5
-	} > "$dir/here.csv"
-	run "$top/bench/report" "$dir"
-	echo "$output"
-	[[ $status -eq 2 && $output == *"3 of 7 targets"* ]]
-	[[ $output =~ push:[^$'\n']*\ 12\.0\ [^$'\n']*ok ]]
-	[[ $output =~ "4096 random"[^$'\n']*\ 220\ [^$'\n']*\ 160\ [^$'\n']*ok ]]
-	[[ $output =~ "4096 sequential"[^$'\n']*\ 111\ [^$'\n']*NOT ]]
-	[[ $output =~ "60000 random"[^$'\n']*"not measured" ]]
-	[[ $output =~ "logging on"[^$'\n']*NOT ]]
-	[[ $output =~ "largest over smallest"[^$'\n']*\ "+5.0 %"[^$'\n']*ok ]]
-	[[ -s $dir/slot-size.svg && -s $dir/bench.csv && -s $dir/table.txt ]]
-}
-
-@test "tests/run: a pattern that no test matches is refused" {
-	refuses tests/run "no test is called nonsense" -- nonsense
-	refuses tests/run "no test is called nonsense" -- tools nonsense
-	refuses tests/run "unknown option '--nonsense'" -- --nonsense
-}
-
-@test "tests/run: the list has every machine and every test" {
-	run "$top/tests/run" --list
-	[[ $status -eq 0 ]]
-	for line in tools check migrate npt:dirty_ring_test shadow:unload tdp-mmu:steal_time \
-		debug:dirty_ring_test vmx-pml:pml_test arm64-check arm64-migrate \
-		arm64:dirty_ring_test arm64-64k:dirty_ring_its_test; do
-		[[ $'\n'$output$'\n' == *$'\n'"$line"$'\n'* ]]
-	done
-	run "$top/tests/run" --list 'vmx-*'
-	[[ $status -eq 0 && $output == *vmx-pml:pml_test* && $output != *npt:* ]]
-}
-
-@test "tests/run: ARCH takes one architecture, and both make the whole" {
-	local x86 arm
-	refuses tests/run "ARCH=mips is unknown here" ARCH=mips
-	refuses tests/run "no test is called npt" ARCH=arm64 -- npt
-	x86=$(ARCH=x86_64 "$top/tests/run" --list)
-	arm=$(ARCH=arm64 "$top/tests/run" --list)
-	[[ $x86 == *npt:dirty_ring_test* && $x86 != *arm64* ]]
-	[[ $arm == *arm64:dirty_ring_test* && $arm != *npt:* ]]
-	sort <(echo "$x86") <(echo "$arm") | diff - <("$top/tests/run" --list | sort)
-}
-
 @test "kmod/build: a KDIR that holds no headers is refused" {
 	refuses kmod/build "KDIR=/nowhere holds no kernel headers" KDIR=/nowhere
 	refuses kmod/build "unknown argument 'x'" -- x
-}
-
-@test "tests/ktap: each way a test may end is told apart" {
-	cd "$BATS_TEST_TMPDIR"
-	mkdir -p logs
-	cat > skips <<-'END'
-		#!/bin/sh
-		echo "no such device, skipping test"
-		exit 4
-	END
-	cat > cases <<-'END'
-		#!/bin/sh
-		echo TAP version 13
-		echo 1..3
-		echo ok 1 first
-		echo ok 2 second \# SKIP because
-	END
-	chmod +x skips cases
-	printf '%s\n' '5 good true' '5 bad false' '1 slow sleep 20' '5 skipped skips' \
-		'5 short cases' '5 gone nosuchcommand' > list
-	run "$top/tests/ktap" list logs
-	echo "$output"
-	[[ $status -eq 0 ]]
-	grep -v '^#' <<< "$output" | diff - /dev/fd/3 3<<-'END'
-		KTAP version 1
-		1..6
-		ok 1 good
-		not ok 2 bad
-		not ok 3 slow
-		ok 4 skipped # SKIP no such device, skipping test
-		  1..3
-		  ok 1 first
-		  ok 2 second # SKIP because
-		not ok 5 short
-		not ok 6 gone
-	END
-	grep -qx '# took more than 1 s: sleep 20' <<< "$output"
-}
-
-@test "maint/lib.sh: a script that is ended takes along what it has started" {
-	cat > "$BATS_TEST_TMPDIR/script" <<-END
-		. "$top/maint/lib.sh"
-		trap end_children EXIT
-		trap 'exit 143' TERM
-		while read -r line; do echo "\$line"; done \\
-			< <(bash -c 'sleep 7654.321 & echo started; wait'; echo ended)
-	END
-	bash "$BATS_TEST_TMPDIR/script" > "$BATS_TEST_TMPDIR/out" 3>&- &
-	until [[ -s $BATS_TEST_TMPDIR/out ]]; do sleep 0.1; done
-	kill $!
-	wait $! || status=$?
-	echo "status $status"
-	[[ $status -eq 143 ]]
-	! grep -qz 7654.321 /proc/[0-9]*/cmdline 2>/dev/null
 }
