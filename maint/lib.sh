@@ -48,6 +48,14 @@ end_children() {
 	done
 }
 
+# leave_nothing: whatever ends this script also ends what it has started, as soon as a
+# command that it waits for in the foreground lets it
+leave_nothing() {
+	trap end_children EXIT
+	trap 'exit 130' INT
+	trap 'exit 143' TERM HUP
+}
+
 # need PACKAGE...: have these Debian packages installed
 need() {
 	local p missing=() sudo=()

@@ -78,8 +78,7 @@ setup() {
 @test "maint/lib.sh: a script that is ended takes along what it has started" {
 	cat > "$BATS_TEST_TMPDIR/script" <<-END
 		. "$top/maint/lib.sh"
-		trap end_children EXIT
-		trap 'exit 143' TERM
+		leave_nothing
 		while read -r line; do echo "\$line"; done \\
 			< <(bash -c 'sleep 7654.321 & echo started; wait'; echo ended)
 	END
