@@ -29,12 +29,12 @@ toy() {
 		# The toy's series.
 
 		# preparation
-		0001-KVM-Prepare.patch
+		KVM-Prepare.patch
 
 		# core
-		0002-KVM-Add-the-ring.patch
+		KVM-Add-the-ring.patch
 	EOF
-	cat > "$repo/patches/0001-KVM-Prepare.patch" <<-EOF
+	cat > "$repo/patches/KVM-Prepare.patch" <<-EOF
 		From: $(. "$here/base"; echo "$base_author <$base_email>")
 		Subject: KVM: Prepare
 
@@ -54,7 +54,7 @@ toy() {
 		 15
 		 16
 	EOF
-	cat > "$repo/patches/0002-KVM-Add-the-ring.patch" <<-EOF
+	cat > "$repo/patches/KVM-Add-the-ring.patch" <<-EOF
 		From: $(. "$here/base"; echo "$base_author <$base_email>")
 		Subject: KVM: Add the ring
 

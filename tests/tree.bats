@@ -79,21 +79,21 @@ load toy
 
 @test "tree: names a patch that does not apply, and keeps the tree" {
 	toy_tree
-	sed -i 's/^ 12$/ twelve/' patches/0001-*
-	refused "0001-KVM-Prepare.patch does not apply.*virt/kvm/kvm_main.c" maint/tree
+	sed -i 's/^ 12$/ twelve/' patches/KVM-Prepare.patch
+	refused "KVM-Prepare.patch does not apply.*virt/kvm/kvm_main.c" maint/tree
 }
 
 @test "tree: names a patch that does not apply, without a tree" {
 	toy
-	sed -i 's/^ 12$/ twelve/' patches/0001-*
-	refused "0001-KVM-Prepare.patch does not apply.*virt/kvm/kvm_main.c" maint/tree
+	sed -i 's/^ 12$/ twelve/' patches/KVM-Prepare.patch
+	refused "KVM-Prepare.patch does not apply.*virt/kvm/kvm_main.c" maint/tree
 	[[ ! -e $linux ]]
 }
 
 @test "tree: no fuzz: one line of context that differs is too much" {
 	toy
-	sed -i 's/^ 16$/ sixteen/' patches/0001-*
-	refused "0001-KVM-Prepare.patch does not apply" maint/tree
+	sed -i 's/^ 16$/ sixteen/' patches/KVM-Prepare.patch
+	refused "KVM-Prepare.patch does not apply" maint/tree
 }
 
 @test "tree: names a new file that is missing" {
@@ -104,13 +104,13 @@ load toy
 
 @test "tree: names a patch that is missing" {
 	toy
-	rm patches/0001-*
-	refused "0001-KVM-Prepare.patch" maint/tree
+	rm patches/KVM-Prepare.patch
+	refused "KVM-Prepare.patch" maint/tree
 }
 
 @test "tree: a new file outside of the layout is refused" {
 	toy
-	sed -i 's|^New-file: .*|New-file: virt/kvm/../../README|' patches/0002-*
+	sed -i 's|^New-file: .*|New-file: virt/kvm/../../README|' patches/KVM-Add-the-ring.patch
 	refused "README" maint/tree
 }
 
