@@ -76,6 +76,14 @@ series_patches() {
 	sed 's/[[:space:]]*#.*//; /^$/d' "$top/patches/series"
 }
 
+# series_sections: print them, each behind its section and a tab
+series_sections() {
+	awk '/^# / && past { section = substr($0, 3) }
+	     !NF { past = 1 }
+	     { sub(/[[:space:]]*#.*/, "") }
+	     NF { print section "\t" $0 }' "$top/patches/series"
+}
+
 # patch_name SUBJECT: print the name of the patch with this subject. Numbers are not
 # in it: the order stands in patches/series alone.
 patch_name() {

@@ -79,7 +79,7 @@ load toy
 	echo text > "$linux/Documentation/virt/kvm/ring.rst"
 	commit "KVM: Document the ring"
 	run -0 maint/refresh
-	[[ $output == *"KVM-Document-the-ring.patch, in section 'core'"* ]]
+	[[ $output == *"KVM-Document-the-ring.patch, in section 'ring'"* ]]
 	[[ $(tail -n 1 patches/series) == KVM-Document-the-ring.patch ]]
 	grep -q '^New-file: Documentation/virt/kvm/ring.rst$' patches/KVM-Document-the-ring.patch
 	run ! grep -q '^+text' patches/KVM-Document-the-ring.patch
@@ -167,7 +167,7 @@ load toy
 @test "refresh: refuses a tree in the middle of git am" {
 	toy_tree
 	maint/series
-	run ! git -C "$linux" am -q "$repo"/build/series/0001-* 2> /dev/null
+	run ! git -C "$linux" am -q "$repo"/build/series/preparation/0001-* 2> /dev/null
 	refused "rebase-apply" maint/refresh
 }
 

@@ -31,7 +31,7 @@ toy() {
 		# preparation
 		KVM-Prepare.patch
 
-		# core
+		# ring
 		KVM-Add-the-ring.patch
 	EOF
 	cat > "$repo/patches/KVM-Prepare.patch" <<-EOF
@@ -39,6 +39,9 @@ toy() {
 		Subject: KVM: Prepare
 
 		Make room.
+
+		Forwarded: not-needed
+		Signed-off-by: Somebody <somebody@example.org>
 		---
 
 		diff --git a/virt/kvm/kvm_main.c b/virt/kvm/kvm_main.c
@@ -59,6 +62,9 @@ toy() {
 		Subject: KVM: Add the ring
 
 		It has two lines.
+
+		Forwarded: not-needed
+		Signed-off-by: Somebody <somebody@example.org>
 		---
 		New-file: virt/kvm/ring.c
 
@@ -72,6 +78,7 @@ toy() {
 		+ring
 	EOF
 	printf 'KVM: Toy\n\nA cover letter.\n' > "$repo/patches/cover-letter"
+	printf 'KVM: Toy box\n\nBefore it.\n' > "$repo/patches/cover-letter-preparation"
 	cd "$repo" || return
 }
 
