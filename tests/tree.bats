@@ -151,6 +151,16 @@ load toy
 	CONFIG=banana refused "CONFIG=banana" maint/kernel
 }
 
+@test "bisect: nonsense in --from and --to" {
+	toy
+	refused "--from nope: no section and no patch" maint/bisect --from nope
+	refused "--to KVM-Nope: no section and no patch" maint/bisect --to KVM-Nope
+	refused "--to wants a section or a patch" maint/bisect --to
+	refused "--from ring comes after --to KVM-Prepare" \
+		maint/bisect --from ring --to KVM-Prepare
+	refused "--boot and --no-boot exclude each other" maint/bisect --boot --no-boot
+}
+
 @test "series: git am makes the commits of the tree, one series after the other" {
 	toy_tree
 	run -0 maint/series
