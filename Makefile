@@ -34,7 +34,7 @@ tree:		## build/linux: a git tree of 5.10 with one commit per patch [KVERSION=5.
 refresh:	## fold the commits of build/linux back into patches/ and the new files
 	@maint/refresh
 
-series:		## build/series: the patches as git am mails and as a quilt series
+series:		## build/series: fixes, preparation and ring as git am mails, and a quilt series
 	@maint/series
 
 lint:		## checkpatch, sparse, W=1, kernel-doc, shellcheck
@@ -43,7 +43,7 @@ lint:		## checkpatch, sparse, W=1, kernel-doc, shellcheck
 litmus:		## ask the kernel's memory model whether the ring's orderings are enough, and all needed
 	@maint/litmus
 
-bisect:		## build every step of the series for x86_64 and arm64
+bisect:		## build every step of the series for x86_64 and arm64, and boot some
 	@maint/bisect
 
 modules:	## build/modules/*.ko: KVM for a stock 5.10 kernel [KDIR=headers]

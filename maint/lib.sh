@@ -116,6 +116,24 @@ series_patches() {
 	sed 's/[[:space:]]*#.*//; /^$/d' "$top/patches/series"
 }
 
+# series_sections: print them, each behind its section and a tab
+series_sections() {
+	awk '/^# / && past { section = substr($0, 3) }
+	     !NF { past = 1 }
+	     { sub(/[[:space:]]*#.*/, "") }
+	     NF { print section "\t" $0 }' "$top/patches/series"
+}
+
+# patch_name SUBJECT: print the name of the patch with this subject. Numbers are not
+# in it: the order stands in patches/series alone.
+patch_name() {
+	local name
+
+	name=$(sed -E 's/[^A-Za-z0-9._]+/-/g; s/\.+/./g; s/^-//' <<< "$1" | cut -c1-80 |
+		sed 's/[-.]*$//')
+	echo "$name.patch"
+}
+
 # new_files PATCH...: print the new files that the patches name
 new_files() {
 	((!$#)) || sed -n 's/^New-file: //p' "$@"

@@ -48,9 +48,9 @@ load toy
 	GIT_EDITOR=true GIT_SEQUENCE_EDITOR=true \
 		git -C "$linux" rebase -q -i --autosquash base
 	run -0 maint/refresh
-	[[ $output == "wrote patches/0001-KVM-Prepare.patch" ]]
-	grep -q '^+more room$' patches/0001-KVM-Prepare.patch
-	cmp patches/0002-* "$BATS_TEST_TMPDIR"/before/0002-*
+	[[ $output == "wrote patches/KVM-Prepare.patch" ]]
+	grep -q '^+more room$' patches/KVM-Prepare.patch
+	cmp patches/KVM-Add-the-ring.patch "$BATS_TEST_TMPDIR"/before/KVM-Add-the-ring.patch
 	cmp patches/series "$BATS_TEST_TMPDIR/before/series"
 
 	# And a tree made of it is the same.
@@ -79,13 +79,43 @@ load toy
 	echo text > "$linux/Documentation/virt/kvm/ring.rst"
 	commit "KVM: Document the ring"
 	run -0 maint/refresh
-	[[ $output == *"KVM-Document-the-ring.patch, in section 'core'"* ]]
-	[[ $(tail -n 1 patches/series) == 0003-KVM-Document-the-ring.patch ]]
-	grep -q '^New-file: Documentation/virt/kvm/ring.rst$' patches/0003-*
-	run ! grep -q '^+text' patches/0003-*
+	[[ $output == *"KVM-Document-the-ring.patch, in section 'ring'"* ]]
+	[[ $(tail -n 1 patches/series) == KVM-Document-the-ring.patch ]]
+	grep -q '^New-file: Documentation/virt/kvm/ring.rst$' patches/KVM-Document-the-ring.patch
+	run ! grep -q '^+text' patches/KVM-Document-the-ring.patch
 	[[ $(cat Documentation/virt/kvm/ring.rst) == text ]]
 	run -0 maint/refresh
 	[[ -z $output ]]
+}
+
+@test "refresh: no number in a name: another order changes patches/series alone" {
+	toy_tree
+	GIT_SEQUENCE_EDITOR='sed -i 1{h\;d}\;2G' git -C "$linux" rebase -q -i base
+	run -0 maint/refresh
+	[[ $output == "wrote patches/series" ]]
+	[[ $(sed -n 's/^[^#].*/&/p' patches/series | paste -sd' ') == \
+	   "KVM-Add-the-ring.patch KVM-Prepare.patch" ]]
+	run ! ls patches/[0-9]*
+}
+
+@test "refresh: refuses two patches of one name" {
+	toy_tree
+	echo work >> "$linux/virt/kvm/kvm_main.c"
+	commit "KVM: Prepare"
+	refused "'KVM: Prepare' and 'KVM: Prepare' would both be KVM-Prepare.patch" maint/refresh
+	git -C "$linux" commit -q --amend -m "KVM:  Prepare!"
+	refused "'KVM: Prepare' and 'KVM:  Prepare!' would both be" maint/refresh
+}
+
+@test "refresh: a long subject is cut, and a subject alone is a name" {
+	toy_tree
+	echo work >> "$linux/virt/kvm/kvm_main.c"
+	commit "KVM: $(printf 'very %.0s' {1..30})/../../long, ring's"
+	maint/refresh
+	name=$(tail -n 1 patches/series)
+	[[ $name =~ ^KVM-(very-)+v.patch$ ]]
+	((${#name} <= 86))
+	grep -q "^Subject: KVM: very .*/../../long, ring's$" "patches/$name"
 }
 
 @test "refresh: a patch that is gone goes, with its new files" {
@@ -93,8 +123,8 @@ load toy
 	git -C "$linux" reset -q --hard HEAD~1
 	maint/refresh
 	[[ ! -e virt/kvm/ring.c ]]
-	[[ ! -e patches/0002-KVM-Add-the-ring.patch ]]
-	[[ $(tail -n 1 patches/series) == 0001-KVM-Prepare.patch ]]
+	[[ ! -e patches/KVM-Add-the-ring.patch ]]
+	[[ $(tail -n 1 patches/series) == KVM-Prepare.patch ]]
 }
 
 @test "refresh: patches have fixed authors, and no index, signature or date" {
@@ -102,8 +132,8 @@ load toy
 	echo work >> "$linux/Documentation/virt/kvm/api.rst"
 	commit "KVM: Work"
 	maint/refresh
-	grep -q '^From: Seed' patches/0003-*
-	run ! grep -qE 'Somebody|^index |^Date:|^-- $|PATCH' patches/0003-*
+	grep -q '^From: Seed' patches/KVM-Work.patch
+	run ! grep -qE 'Somebody|^index |^Date:|^-- $|PATCH' patches/KVM-Work.patch
 }
 
 @test "refresh: refuses a change that is not committed" {
@@ -137,7 +167,7 @@ load toy
 @test "refresh: refuses a tree in the middle of git am" {
 	toy_tree
 	maint/series
-	run ! git -C "$linux" am -q "$repo"/build/series/0001-* 2> /dev/null
+	run ! git -C "$linux" am -q "$repo"/build/series/preparation/0001-* 2> /dev/null
 	refused "rebase-apply" maint/refresh
 }
 
@@ -247,7 +277,7 @@ load toy
 
 @test "refresh: refuses if a patch changed since the tree was made" {
 	toy_tree
-	sed -i 's/Make room/Make more room/' patches/0001-*
+	sed -i 's/Make room/Make more room/' patches/KVM-Prepare.patch
 	refused "changed since the tree was made" maint/refresh
 }
 

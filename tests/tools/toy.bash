@@ -29,16 +29,19 @@ toy() {
 		# The toy's series.
 
 		# preparation
-		0001-KVM-Prepare.patch
+		KVM-Prepare.patch
 
-		# core
-		0002-KVM-Add-the-ring.patch
+		# ring
+		KVM-Add-the-ring.patch
 	EOF
-	cat > "$repo/patches/0001-KVM-Prepare.patch" <<-EOF
+	cat > "$repo/patches/KVM-Prepare.patch" <<-EOF
 		From: $(. "$here/base"; echo "$base_author <$base_email>")
 		Subject: KVM: Prepare
 
 		Make room.
+
+		Forwarded: not-needed
+		Signed-off-by: Somebody <somebody@example.org>
 		---
 
 		diff --git a/virt/kvm/kvm_main.c b/virt/kvm/kvm_main.c
@@ -54,11 +57,14 @@ toy() {
 		 15
 		 16
 	EOF
-	cat > "$repo/patches/0002-KVM-Add-the-ring.patch" <<-EOF
+	cat > "$repo/patches/KVM-Add-the-ring.patch" <<-EOF
 		From: $(. "$here/base"; echo "$base_author <$base_email>")
 		Subject: KVM: Add the ring
 
 		It has two lines.
+
+		Forwarded: not-needed
+		Signed-off-by: Somebody <somebody@example.org>
 		---
 		New-file: virt/kvm/ring.c
 
@@ -72,6 +78,7 @@ toy() {
 		+ring
 	EOF
 	printf 'KVM: Toy\n\nA cover letter.\n' > "$repo/patches/cover-letter"
+	printf 'KVM: Toy box\n\nBefore it.\n' > "$repo/patches/cover-letter-preparation"
 	cd "$repo" || return
 }
 

@@ -79,21 +79,21 @@ load toy
 
 @test "tree: names a patch that does not apply, and keeps the tree" {
 	toy_tree
-	sed -i 's/^ 12$/ twelve/' patches/0001-*
-	refused "0001-KVM-Prepare.patch does not apply.*virt/kvm/kvm_main.c" maint/tree
+	sed -i 's/^ 12$/ twelve/' patches/KVM-Prepare.patch
+	refused "KVM-Prepare.patch does not apply.*virt/kvm/kvm_main.c" maint/tree
 }
 
 @test "tree: names a patch that does not apply, without a tree" {
 	toy
-	sed -i 's/^ 12$/ twelve/' patches/0001-*
-	refused "0001-KVM-Prepare.patch does not apply.*virt/kvm/kvm_main.c" maint/tree
+	sed -i 's/^ 12$/ twelve/' patches/KVM-Prepare.patch
+	refused "KVM-Prepare.patch does not apply.*virt/kvm/kvm_main.c" maint/tree
 	[[ ! -e $linux ]]
 }
 
 @test "tree: no fuzz: one line of context that differs is too much" {
 	toy
-	sed -i 's/^ 16$/ sixteen/' patches/0001-*
-	refused "0001-KVM-Prepare.patch does not apply" maint/tree
+	sed -i 's/^ 16$/ sixteen/' patches/KVM-Prepare.patch
+	refused "KVM-Prepare.patch does not apply" maint/tree
 }
 
 @test "tree: names a new file that is missing" {
@@ -104,13 +104,13 @@ load toy
 
 @test "tree: names a patch that is missing" {
 	toy
-	rm patches/0001-*
-	refused "0001-KVM-Prepare.patch" maint/tree
+	rm patches/KVM-Prepare.patch
+	refused "KVM-Prepare.patch" maint/tree
 }
 
 @test "tree: a new file outside of the layout is refused" {
 	toy
-	sed -i 's|^New-file: .*|New-file: virt/kvm/../../README|' patches/0002-*
+	sed -i 's|^New-file: .*|New-file: virt/kvm/../../README|' patches/KVM-Add-the-ring.patch
 	refused "README" maint/tree
 }
 
@@ -151,18 +151,59 @@ load toy
 	CONFIG=banana refused "CONFIG=banana" maint/kernel
 }
 
-@test "series: git am makes the commits of the tree" {
+@test "bisect: nonsense in --from and --to" {
+	toy
+	refused "--from nope: no section and no patch" maint/bisect --from nope
+	refused "--to KVM-Nope: no section and no patch" maint/bisect --to KVM-Nope
+	refused "--to wants a section or a patch" maint/bisect --to
+	refused "--from ring comes after --to KVM-Prepare" \
+		maint/bisect --from ring --to KVM-Prepare
+	refused "--boot and --no-boot exclude each other" maint/bisect --boot --no-boot
+}
+
+@test "series: git am makes the commits of the tree, one series after the other" {
 	toy_tree
-	maint/series
+	run -0 maint/series
+	[[ $output == "build/series: 2 patches, 1 in preparation, 1 in ring" ]]
 	git -C "$linux" checkout -q -b am base
 	(. "$repo/maint/lib.sh"; fixed_identity
-	 git -C "$linux" am -q "$repo"/build/series/*.patch)
+	 git -C "$linux" am -q "$repo"/build/series/preparation/*.patch
+	 git -C "$linux" am -q "$repo"/build/series/ring/*.patch)
 	[[ $(git -C "$linux" rev-parse 'am^{tree}') == $(git -C "$linux" rev-parse 'dirty-ring^{tree}') ]]
 	[[ $(git -C "$linux" log --format=%B base..am) == \
 	   $(git -C "$linux" log --format=%B base..dirty-ring) ]]
-	[[ $(cat build/series/series) == $(cd build/series && ls ./*.patch | sed 's|./||') ]]
-	grep -q '^Subject: \[PATCH 0/2\] KVM: Toy$' build/series/0000-cover-letter
-	run ! grep -q New-file build/series/*
+	[[ $(cat build/series/series) == $(cd build/series && ls ./*/*.patch | sed 's|./||') ]]
+	[[ ! -e build/series/fixes ]]
+	grep -q '^Subject: \[PATCH 0/1\] KVM: Toy box$' build/series/preparation/0000-cover-letter
+	grep -q '^Subject: \[PATCH 0/1\] KVM: Toy$' build/series/ring/0000-cover-letter
+	grep -q '^  1: KVM: Add the ring$' build/series/ring/0000-cover-letter
+	grep -q '^Subject: \[PATCH 1/1\] KVM: Prepare$' build/series/preparation/0001-KVM-Prepare.patch
+	run ! grep -qr New-file build/series
+}
+
+@test "series: --check applies each series after the one before" {
+	command -v quilt > /dev/null || skip "there is no quilt"
+	toy
+	run -0 maint/series --check
+	[[ $output == *"applies to $KSRC, with git am and with quilt" ]]
+
+	# The preparation cannot need the ring.
+	sed -i 's/^ 12$/ ring/' patches/KVM-Prepare.patch
+	run -1 maint/series --check
+	[[ $output == *"git am of preparation to $KSRC: "* ]]
+}
+
+@test "series: refuses fixes and preparation that come after the ring" {
+	toy
+	sed -i 's/^# ring$/# fixes/' patches/series
+	refused "KVM-Add-the-ring.patch: section 'fixes' comes after" maint/series
+	[[ ! -e build/series ]]
+}
+
+@test "series: names a cover letter that is missing" {
+	toy
+	rm patches/cover-letter-preparation
+	refused "patches/cover-letter-preparation is missing" maint/series
 }
 
 @test "series: names a new file that is missing" {
@@ -170,6 +211,48 @@ load toy
 	rm virt/kvm/ring.c
 	refused "virt/kvm/ring.c is missing" maint/series
 	[[ ! -e build/series ]]
+}
+
+# origin LINE...: what lint says of a patch with these before Signed-off-by
+origin() {
+	local line
+
+	sed -i '/^Forwarded:/d' patches/KVM-Prepare.patch
+	for line; do
+		sed -i "/^Signed-off-by:/i\\$line" patches/KVM-Prepare.patch
+	done
+	run maint/lint --origin
+	sed -i '/^Signed-off-by:/i Forwarded: not-needed' patches/KVM-Prepare.patch
+	sed -i '/^Make room/,/^Signed-off-by:/{/^Make room\|^$\|^Forw\|^Sign/!d}' patches/KVM-Prepare.patch
+}
+
+@test "lint: every patch names its origin, and only one" {
+	toy
+	run -0 maint/lint --origin
+	[[ $output == "lint: nothing found" ]]
+
+	for line in 'Origin: base 5.10' 'Upstream: "KVM: Prepare" (v5.11)' \
+		    'Fixes: 0123456789ab ("KVM: Unprepared")'; do
+		origin "$line"
+		[[ $status == 0 ]] || { echo "$line: $output"; false; }
+	done
+	origin 'Upstream: "KVM: Prepare for a ring whose subject is of' ' two lines" (v5.11)'
+	[[ $status == 0 ]]
+
+	origin
+	[[ $status == 1 && $output == "origin: KVM-Prepare.patch: one of "* ]]
+	origin 'Origin: base 5.10' 'Forwarded: not-needed'
+	[[ $status == 1 && $output == "origin: KVM-Prepare.patch: one of "* ]]
+	for line in 'Origin: somewhere' 'Fixes: v5.10' 'Fixes: 0123 ("KVM: Short")' \
+		    'Upstream: v5.11' 'Upstream: "KVM: Prepare"' 'Forwarded: yes'; do
+		origin "$line"
+		[[ $status == 1 ]] || { echo "$line: $output"; false; }
+		[[ ${lines[0]} == "origin: KVM-Prepare.patch: no origin: $line" ]]
+	done
+
+	# Not behind the others, nor in the middle of the text.
+	sed -i 's/^Forwarded/xForwarded/; /^Signed/a Forwarded: not-needed' patches/KVM-Prepare.patch
+	run -1 maint/lint --origin
 }
 
 @test "help: lists every target" {
