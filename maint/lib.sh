@@ -162,7 +162,7 @@ series_id() {
 
 # fixed_identity: make commits that do not depend on who makes them, or when
 fixed_identity() {
-	. "$top/base"
+	. "$top/linux-version"
 	export GIT_AUTHOR_NAME=$base_author GIT_AUTHOR_EMAIL=$base_email
 	export GIT_AUTHOR_DATE=$base_date GIT_COMMITTER_DATE=$base_date
 	export GIT_COMMITTER_NAME=$base_author GIT_COMMITTER_EMAIL=$base_email

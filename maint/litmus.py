@@ -3,9 +3,9 @@
 the orderings in them with those in the code. Prints KTAP. See maint/litmus.
 
 In a test, a comment in a line of its own says what the lines below it are from:
-	// ring_push()				a function of the code
-	// ring_used(), ring_push(); why	several that have this in common
-	// ring_push() again			called once more by the same process
+	// ring_add()				a function of the code
+	// ring_used(), ring_add(); why	several that have this in common
+	// ring_add() again			called once more by the same process
 	// f() in include/linux/kvm_host.h	code that is not looked at here
 	// userspace				anything else
 An ordering is identified by its function, what it does, the variable's name without

@@ -12,31 +12,24 @@
 struct dentry;
 struct file;
 struct kvm;
-struct kvm_dirty_aside;
 struct kvm_memory_slot;
 struct kvm_vcpu;
 struct page;
 struct vm_area_struct;
 
-/* Largest ring, in entries: 1 MiB. */
+/* Entries of the largest ring, which has 1 MiB */
 #define KVM_DIRTY_RING_MAX_ENTRIES	65536
-
-/*
- * Entries beyond the soft limit, for what KVM itself writes between the check
- * of the soft limit and the next one.
- */
-#define KVM_DIRTY_RING_RESERVED_ENTRIES	64
 
 #ifdef CONFIG_HAVE_KVM_DIRTY_RING
 
-/* Entries a vCPU remembers in order not to push their pages again. */
+/* Entries to remember per ring, in order not to push their pages again */
 #define KVM_DIRTY_RING_RECENT	8
 
 /**
  * struct kvm_dirty_ring_vcpu_stat - what happened to a vCPU's dirty ring
- * @skipped:	times KVM wrote to a page for the vCPU that was in it already, and
- *		was not pushed again. Written on the CPU where the vCPU is loaded, in
- *		interrupts as well; one or the other may be missing.
+ * @skipped:	pages that KVM wrote for the vCPU and did not push, because they were
+ *		in its ring already. Written on the CPU where the vCPU is loaded,
+ *		also in interrupts, without synchronization: may miss some.
  * @full_exits:	exits to userspace at the soft limit. Written by the vCPU's task.
  * @reset:	entries that were reset. Written under reset_lock.
  *
@@ -51,26 +44,26 @@ struct kvm_dirty_ring_vcpu_stat {
 /**
  * struct kvm_dirty_ring_vm_stat - what happened to a VM's dirty rings
  * @pushed_other:	entries pushed by others than the ring's own vCPU
- * @skipped_other:	times others dirtied a page that was in a ring, or aside,
- *			already
- * @aside:		pages that were kept aside, for want of room
- * @aside_between:	pages that were added to those because they are between
- *			them, for want of room aside
+ * @skipped_other:	pages that others dirtied and did not push, because they
+ *			were in a ring or in the overflow already
+ * @overflow:		pages that no ring had room for
+ * @overflow_between:	pages that are in the overflow only because they are between
+ *			two ranges that were merged for want of room
  * @syncs:		times everything was brought into the rings
  *
- * Written under the lock of struct kvm_dirty_aside.
+ * Written under the lock of struct kvm_dirty_overflow.
  */
 struct kvm_dirty_ring_vm_stat {
 	ulong pushed_other;
 	ulong skipped_other;
-	ulong aside;
-	ulong aside_between;
+	ulong overflow;
+	ulong overflow_between;
 	ulong syncs;
 };
 
 /*
- * For an architecture's debugfs_entries. What was pushed must not be set to 0: it
- * is what a sync goes by.
+ * For an architecture's debugfs_entries. pushed is read-only, because a sync
+ * depends on it.
  */
 #define KVM_DIRTY_RING_VCPU_PUSHED					\
 	{ "dirty_ring_pushed", offsetof(struct kvm_vcpu, dirty_ring.pushed), \
@@ -90,24 +83,25 @@ struct kvm_dirty_ring_vm_stat {
  *		creation.
  * @soft_limit:	used entries that make the vCPU exit to userspace. Set at vCPU
  *		creation.
- * @head:	entries pushed since creation, modulo 2^32. Advanced by whoever
- *		pushes, without a lock, from any context.
+ * @head:	entries claimed since creation, modulo 2^32. Advanced by every
+ *		push, without a lock, from any context.
  * @soft_end:	@head's value when the next push makes the vCPU exit to userspace:
  *		@tail + @soft_limit - 1. Written with @tail.
- * @pushed:	entries the vCPU published in it; a sync compares that with @head.
- *		Written on the CPU where the vCPU is loaded, in interrupts as well.
- * @stat:	for debugfs, and nothing else
- * @pushed_other: entries that others published in it, modulo 2^32. Written under
- *		the lock of struct kvm_dirty_aside.
- * @recent:	an entry pushed lately for a page of that offset modulo the size of
- *		this array. Only a hint: it may be any, except one yet to be pushed.
+ * @pushed:	entries that the vCPU published; a sync compares it with @head.
+ *		Written on the CPU where the vCPU is loaded, also in interrupts.
+ * @stat:	for debugfs only
+ * @pushed_other: entries that others published, modulo 2^32. Written under the
+ *		lock of struct kvm_dirty_overflow.
+ * @recent:	for each page index modulo the size of this array, an entry that was
+ *		pushed for such a page. Only a hint: may be any entry, except one
+ *		that is not published.
  * @tail:	entries reset since creation, modulo 2^32. Written under
- *		@reset_lock, read by whoever pushes.
+ *		@reset_lock, read by pushes.
  * @reset_lock:	serializes resets of this ring
- * @file:	whose pages @entries are. Set at vCPU creation.
+ * @file:	the file that holds the pages of @entries. Set at vCPU creation.
  *
- * head and tail count, they do not wrap at the ring's size: entry n is
- * entries[n & mask], and head - tail entries are in use.
+ * head and tail do not wrap at the ring's size: entry n is entries[n & mask], and
+ * head - tail entries are in use.
  */
 struct kvm_dirty_ring {
 	struct kvm_dirty_gfn *entries;
@@ -126,7 +120,6 @@ struct kvm_dirty_ring {
 
 u32 kvm_arch_dirty_log_size(void);
 
-struct kvm_dirty_aside *kvm_dirty_aside_alloc(void);
 int kvm_dirty_ring_enable(struct kvm *kvm, const struct kvm_enable_cap *cap);
 int kvm_dirty_ring_enable_bitmaps(struct kvm *kvm,
 				  const struct kvm_enable_cap *cap);

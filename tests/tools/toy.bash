@@ -22,7 +22,7 @@ toy() {
 	printf '*.o\n# Debian packaging:\n/*\n' > "$KSRC/.gitignore"
 
 	mkdir -p "$repo/patches" "$repo/virt/kvm"
-	cp -r "$here"/{maint,configs,Makefile,base} "$repo"
+	cp -r "$here"/{maint,configs,Makefile,linux-version} "$repo"
 	printf 'First\nSecond\n' > "$repo/virt/kvm/ring.c"
 	cat > "$repo/patches/series" <<-EOF
 		# SPDX-License-Identifier: GPL-2.0
@@ -35,7 +35,7 @@ toy() {
 		KVM-Add-the-ring.patch
 	EOF
 	cat > "$repo/patches/KVM-Prepare.patch" <<-EOF
-		From: $(. "$here/base"; echo "$base_author <$base_email>")
+		From: $(. "$here/linux-version"; echo "$base_author <$base_email>")
 		Subject: KVM: Prepare
 
 		Make room.
@@ -58,7 +58,7 @@ toy() {
 		 16
 	EOF
 	cat > "$repo/patches/KVM-Add-the-ring.patch" <<-EOF
-		From: $(. "$here/base"; echo "$base_author <$base_email>")
+		From: $(. "$here/linux-version"; echo "$base_author <$base_email>")
 		Subject: KVM: Add the ring
 
 		It has two lines.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * KVM dirty rings: how a VM and its vCPUs get and lose them, and how userspace
- * maps them. What happens to them in between is in dirty_ring.c.
+ * KVM dirty rings: enable, create, map and free them. dirty_ring.c pushes to them
+ * and resets them.
  */
 
 #include <linux/debugfs.h>
@@ -13,15 +13,25 @@
 #include <linux/sizes.h>
 #include <linux/vmalloc.h>
 
+#include "dirty_ring.h"
+
+/*
+ * Entries above the soft limit, for what KVM itself writes between two checks of
+ * the soft limit.
+ */
+#define RESERVED_ENTRIES	64
+
+/* Headroom for the allocations that follow that of a ring in creating a vCPU. */
+#define HEADROOM_PAGES		(SZ_128K >> PAGE_SHIFT)
+
 /**
- * kvm_arch_dirty_log_size - tell how many entries the CPU logs on its own
+ * kvm_arch_dirty_log_size - get the size of the CPU's own log of dirty pages
  *
- * An architecture whose CPUs log dirty pages by themselves overrides this. That
- * many entries are reserved above the soft limit in addition to
- * KVM_DIRTY_RING_RESERVED_ENTRIES.
+ * Architectures whose CPUs log dirty pages override this. Reserve that many
+ * entries above the soft limit in addition to RESERVED_ENTRIES.
  *
  * Context: Any.
- * Return: The size of the CPU's log, in entries, before KVM sees any of them.
+ * Return: The number of pages that the CPU can log before KVM sees any of them.
  */
 u32 __weak kvm_arch_dirty_log_size(void)
 {
@@ -30,7 +40,24 @@ u32 __weak kvm_arch_dirty_log_size(void)
 
 static u32 reserved_entries(void)
 {
-	return KVM_DIRTY_RING_RESERVED_ENTRIES + kvm_arch_dirty_log_size();
+	return RESERVED_ENTRIES + kvm_arch_dirty_log_size();
+}
+
+/* Allocate a VM's overflow, charged to the caller's memory cgroup. */
+static struct kvm_dirty_overflow *overflow_alloc(void)
+{
+	struct kvm_dirty_overflow *overflow;
+
+	overflow = kvzalloc(sizeof(*overflow), GFP_KERNEL_ACCOUNT);
+	if (overflow)
+		raw_spin_lock_init(&overflow->lock);
+
+	return overflow;
+}
+
+static void overflow_free(struct kvm_dirty_overflow *overflow)
+{
+	kvfree(overflow);
 }
 
 /**
@@ -39,17 +66,17 @@ static u32 reserved_entries(void)
  * @cap:	from userspace; args[0] is the size of a ring in bytes
  *
  * Context: Process context. Takes kvm->lock. Sleeps.
- * Return: 0; -EINVAL for a size that is not a power of two, is below a page or
- * does not exceed the reserved entries, for flags, and if the VM has rings or
- * vCPUs already; -E2BIG for a size above the maximum; -ENOMEM.
+ * Return: 0; -EINVAL for flags, for a size that is not a power of two, is below a
+ * page or does not exceed the reserved entries, and if the VM has rings or vCPUs
+ * already; -E2BIG for a size above the maximum; -ENOMEM.
  */
 int kvm_dirty_ring_enable(struct kvm *kvm, const struct kvm_enable_cap *cap)
 {
-	struct kvm_dirty_aside *aside;
+	struct kvm_dirty_overflow *overflow;
 	u64 bytes = cap->args[0];
 	int r = -EINVAL;
 
-	/* Not is_power_of_2(), which cuts its argument to an unsigned long. */
+	/* is_power_of_2() would truncate to unsigned long. */
 	if (cap->flags || !bytes || (bytes & (bytes - 1)))
 		return -EINVAL;
 
@@ -60,21 +87,21 @@ int kvm_dirty_ring_enable(struct kvm *kvm, const struct kvm_enable_cap *cap)
 	    bytes <= reserved_entries() * sizeof(struct kvm_dirty_gfn))
 		return -EINVAL;
 
-	aside = kvm_dirty_aside_alloc();
-	if (!aside)
+	overflow = overflow_alloc();
+	if (!overflow)
 		return -ENOMEM;
 
 	mutex_lock(&kvm->lock);
 	if (!kvm->dirty_ring_size && !kvm->created_vcpus) {
-		kvm->dirty_aside = aside;
-		aside = NULL;
-		/* Pairs with the barrier in push_elsewhere(). */
+		kvm->dirty_overflow = overflow;
+		overflow = NULL;
+		/* Pairs with the barrier in push_fallback(). */
 		smp_store_release(&kvm->dirty_ring_size, (u32)bytes);
 		r = 0;
 	}
 	mutex_unlock(&kvm->lock);
 
-	kvfree(aside);
+	overflow_free(overflow);
 	return r;
 }
 
@@ -84,7 +111,7 @@ int kvm_dirty_ring_enable(struct kvm *kvm, const struct kvm_enable_cap *cap)
  * @kvm:	the VM
  * @cap:	from userspace
  *
- * Memslots that are there already would have none; do not allow any.
+ * Existing memslots would have no bitmap; fail if there are any.
  *
  * Context: Process context. Takes kvm->slots_lock. Sleeps.
  * Return: 0; -EINVAL for flags, and if the VM has no rings or has memslots.
@@ -110,30 +137,28 @@ int kvm_dirty_ring_enable_bitmaps(struct kvm *kvm,
 #endif
 
 /**
- * kvm_dirty_ring_destroy_vm - free what a VM with dirty rings has
+ * kvm_dirty_ring_destroy_vm - free a VM's overflow
  * @kvm:	the VM, without vCPUs and with no other user
  *
  * Context: Process context. May sleep.
  */
 void kvm_dirty_ring_destroy_vm(struct kvm *kvm)
 {
-	kvfree(kvm->dirty_aside);
+	overflow_free(kvm->dirty_overflow);
 }
 
-/* For what else a vCPU is made of, once it has its ring. */
-#define ROOM_PAGES	(SZ_128K >> PAGE_SHIFT)
-
 /*
- * The first pages of @file, as one piece of kernel memory. Each is held: it is
- * written with a spinlock held, and must stay where it is.
+ * Map the first @nr pages of @file into the kernel. Hold a reference to each: they
+ * are written with a spinlock held, and must not move.
  *
- * Fail rather than have the memory cgroup's OOM killer make room, here or for one of
- * the small allocations that follow: allocate more than the ring has, and free it.
+ * Fail rather than have the memory cgroup's OOM killer make room, here or for one
+ * of the small allocations that follow: allocate more pages than the ring needs,
+ * and free the rest.
  */
 static void *ring_map(struct file *file, u32 nr)
 {
 	gfp_t gfp = GFP_KERNEL | __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
-	u32 i, all = nr + ROOM_PAGES;
+	u32 i, all = nr + HEADROOM_PAGES;
 	struct page **pages;
 	void *addr = NULL;
 
@@ -166,14 +191,14 @@ static void *ring_map(struct file *file, u32 nr)
  * kvm_dirty_ring_create - give a vCPU its ring
  * @vcpu:	the vCPU, not yet visible to anybody else
  *
- * The ring is charged to the memory cgroup of the calling task and allocated
- * by its memory policy: on the node it runs on, by default. It is made of pages
- * of a file in memory that nobody else can open: userspace may map them, and the
- * rest of the kernel may pin, copy and dump them, as any page cache. A page that
- * is charged as kernel memory has no room for a count of mappings.
+ * Charge the ring to the memory cgroup of the calling task, and allocate it by the
+ * task's memory policy: by default, on the node that the task runs on. Use pages of
+ * a shmem file that nobody can open: userspace can map them, and the rest of the
+ * kernel can pin, copy and dump them, like any page cache. Pages that are charged
+ * as kernel memory cannot count their mappings.
  *
  * Context: Process context. Sleeps.
- * Return: 0, also if the VM has no dirty rings; -ENOMEM.
+ * Return: 0, even if the VM has no dirty rings; -ENOMEM.
  */
 int kvm_dirty_ring_create(struct kvm_vcpu *vcpu)
 {
@@ -185,12 +210,12 @@ int kvm_dirty_ring_create(struct kvm_vcpu *vcpu)
 		return 0;
 
 	ring->file = shmem_file_setup("kvm-dirty-ring",
-				      bytes + ROOM_PAGES * PAGE_SIZE,
+				      bytes + HEADROOM_PAGES * PAGE_SIZE,
 				      VM_NORESERVE);
 	if (IS_ERR(ring->file))
 		return -ENOMEM;
 
-	/* Reclaim could do nothing with pages that are held. */
+	/* Keep reclaim from scanning pages that it cannot free. */
 	mapping_set_unevictable(ring->file->f_mapping);
 	ring->entries = ring_map(ring->file, bytes >> PAGE_SHIFT);
 	if (!ring->entries) {
@@ -202,7 +227,7 @@ int kvm_dirty_ring_create(struct kvm_vcpu *vcpu)
 	ring->mask = size - 1;
 	ring->soft_limit = size - reserved_entries();
 	ring->soft_end = ring->soft_limit - 1;
-	/* Not entry 0, which is yet to be pushed. */
+	/* The hints must not name entry 0, which is not published yet. */
 	memset(ring->recent, 0xff, sizeof(ring->recent));
 	mutex_init(&ring->reset_lock);
 	return 0;
@@ -227,7 +252,7 @@ void kvm_dirty_ring_destroy(struct kvm_vcpu *vcpu)
 	if (!ring->entries)
 		return;
 
-	/* The file has them still, until it goes. */
+	/* The file keeps them until fput(). */
 	for (i = 0; i < vcpu->kvm->dirty_ring_size >> PAGE_SHIFT; i++)
 		put_page(ring_page(ring, i));
 	vunmap(ring->entries);
@@ -235,7 +260,7 @@ void kvm_dirty_ring_destroy(struct kvm_vcpu *vcpu)
 }
 
 /**
- * kvm_dirty_ring_has_page - tell whether a page belongs to a vCPU's ring
+ * kvm_dirty_ring_has_page - check whether a page belongs to a vCPU's ring
  * @vcpu:	the vCPU
  * @pgoff:	page offset in the vCPU's file descriptor
  *
@@ -252,10 +277,10 @@ bool kvm_dirty_ring_has_page(struct kvm_vcpu *vcpu, pgoff_t pgoff)
 /**
  * kvm_dirty_ring_mmap - check and prepare a mapping of a vCPU's file descriptor
  * @vcpu:	the vCPU
- * @vma:	the mapping to be; it need not touch the ring
+ * @vma:	the new mapping, with or without pages of the ring
  *
- * A private mapping of a ring would lose what userspace writes to it, and
- * there is no use for an executable one.
+ * A private mapping of a ring would lose what userspace writes to it, and an
+ * executable one has no use.
  *
  * Context: mmap(), with the mmap lock held for writing.
  * Return: 0; -EINVAL if any page of the ring would be mapped private or
@@ -269,7 +294,7 @@ int kvm_dirty_ring_mmap(struct kvm_vcpu *vcpu, struct vm_area_struct *vma)
 	if (!kvm_dirty_ring_enabled(vcpu->kvm))
 		return 0;
 
-	/* No growing into the ring by mremap(). */
+	/* Do not let mremap() grow a mapping into the ring. */
 	vma->vm_flags |= VM_DONTEXPAND;
 
 	if (last < KVM_DIRTY_LOG_PAGE_OFFSET ||
@@ -280,21 +305,21 @@ int kvm_dirty_ring_mmap(struct kvm_vcpu *vcpu, struct vm_area_struct *vma)
 	if (!(vma->vm_flags & VM_SHARED) || (vma->vm_flags & VM_EXEC))
 		return -EINVAL;
 
-	/* No mprotect() to executable either. */
+	/* Do not let mprotect() make it executable either. */
 	vma->vm_flags &= ~VM_MAYEXEC;
 	return 0;
 }
 
 /**
- * kvm_dirty_ring_page - find a page of a vCPU's ring
+ * kvm_dirty_ring_page - get a page of a vCPU's ring
  * @vcpu:	the vCPU
- * @pgoff:	page offset in the vCPU's file descriptor, one for which
+ * @pgoff:	page offset in the vCPU's file descriptor, for which
  *		kvm_dirty_ring_has_page() is true
  *
  * A mapping holds the vCPU's file, which holds the VM, which holds the ring.
  *
  * Context: Any.
- * Return: The page, which the ring holds.
+ * Return: The page, without taking a reference.
  */
 struct page *kvm_dirty_ring_page(struct kvm_vcpu *vcpu, pgoff_t pgoff)
 {
@@ -302,12 +327,11 @@ struct page *kvm_dirty_ring_page(struct kvm_vcpu *vcpu, pgoff_t pgoff)
 }
 
 /**
- * kvm_dirty_ring_create_debugfs - show what happens to a vCPU's ring
+ * kvm_dirty_ring_create_debugfs - create a vCPU's dirty ring statistics
  * @vcpu:	the vCPU
- * @dentry:	its directory in debugfs
+ * @dentry:	the vCPU's directory in debugfs
  *
- * debugfs has the sums over vCPUs elsewhere, as an architecture's
- * debugfs_entries say.
+ * The architecture's debugfs_entries create the sums over all vCPUs.
  *
  * Context: Process context. Sleeps.
  */

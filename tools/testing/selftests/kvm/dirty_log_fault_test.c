@@ -3,7 +3,7 @@
  * Test that no dirty page is lost when KVM_GET_DIRTY_LOG, or
  * KVM_CLEAR_DIRTY_LOG, cannot access the bitmap of userspace
  *
- * Shows, one case each, that the next call returns every page that the guest
+ * Show, one case each, that the next call returns every page that the guest
  * wrote, and no other, after one that failed
  *  - because there is no buffer, or it must not be written to,
  *  - because the buffer ends early, at each boundary of its pages, wherever in
@@ -33,13 +33,13 @@
 #define MAX_WRITTEN	512
 
 /*
- * A VM with a memslot that is large, for its bitmap to be; the guest writes to
- * few of its pages, which are mapped one after another.
+ * A VM with a memslot that is large, and so its bitmap. The guest writes to few
+ * of its pages, mapped one after another.
  */
 static struct {
 	struct ring_vm *rv;
 	uint64_t pages;
-	/* The bitmap, in bytes, with whole longs; and in pages */
+	/* Size of the bitmap, in bytes, in whole longs, and in pages */
 	size_t size;
 	size_t nr;
 	uint64_t written[MAX_WRITTEN];
@@ -47,7 +47,9 @@ static struct {
 	/* What was written, and what was reported */
 	unsigned long *want;
 	unsigned long *got;
-	/* A buffer that is a page longer than the bitmap, for odd beginnings */
+	/*
+	 * A buffer, a page longer than the bitmap, to begin anywhere in a page
+	 */
 	uint8_t *buffer;
 } f;
 
@@ -60,7 +62,7 @@ static void *map_anonymous(size_t size)
 	return mem;
 }
 
-/* The guest is to write to a page of the memslot, unless it is already. */
+/* Add a page to those that the guest writes to. */
 static void add_page(uint64_t page)
 {
 	if (page >= f.pages || test_bit(page, f.want))
@@ -71,15 +73,10 @@ static void add_page(uint64_t page)
 	set_bit(page, f.want);
 }
 
-/* A memslot whose bitmap has so many pages, the last one not full. */
+/* Create a memslot whose bitmap has so many pages, the last one not full. */
 static void fault_vm_create(size_t bitmap_pages, void (*before)(struct kvm_vm *))
 {
 	uint64_t page_size = getpagesize(), page_bits = page_size * 8, i;
-	struct kvm_userspace_memory_region region = {
-		.slot = FAULT_SLOT,
-		.flags = KVM_MEM_LOG_DIRTY_PAGES,
-		.guest_phys_addr = FAULT_GPA,
-	};
 	void *mem;
 
 	f.nr = bitmap_pages;
@@ -109,18 +106,15 @@ static void fault_vm_create(size_t bitmap_pages, void (*before)(struct kvm_vm *)
 	f.rv = ring_vm_create(0, 1, OTHER_PAGES, 0, before);
 	mem = map_anonymous(f.pages * page_size);
 	madvise(mem, f.pages * page_size, MADV_NOHUGEPAGE);
-	region.memory_size = f.pages * page_size;
-	region.userspace_addr = (uintptr_t)mem;
-	TEST_ASSERT(!ioctl(vm_get_fd(f.rv->vm), KVM_SET_USER_MEMORY_REGION,
-			   &region), "No memslot of %lu pages: %s", f.pages,
-		    strerror(errno));
+	vm_set_slot(f.rv->vm, FAULT_SLOT, FAULT_GPA, mem, f.pages * page_size,
+		    KVM_MEM_LOG_DIRTY_PAGES);
 	for (i = 0; i < f.nr_written; i++)
 		virt_map(f.rv->vm, RING_VM_GVA + (OTHER_PAGES + i) * page_size,
 			 FAULT_GPA + f.written[i] * page_size,
 			 vm_num_guest_pages(VM_MODE_DEFAULT, 1), 0);
 }
 
-/* Let the guest write to all of the pages that it is to write to. */
+/* Let the guest write to all of these pages. */
 static void write_pages(void)
 {
 	ring_vm_write(f.rv, 0, OTHER_PAGES, f.nr_written);
@@ -149,7 +143,7 @@ static int clear_log(uint64_t first, uint64_t pages, void *buffer)
 	return ioctl(vm_get_fd(f.rv->vm), KVM_CLEAR_DIRTY_LOG, &log) ? -errno : 0;
 }
 
-/* The log has exactly what was written, or nothing. */
+/* Expect the log to have exactly what was written, or nothing. */
 static void expect_log(bool written, const char *when)
 {
 	uint64_t i, lost = 0;
@@ -171,8 +165,8 @@ static void expect_log(bool written, const char *when)
 }
 
 /*
- * What was dirty still is, once; a page that is reported is protected, so that
- * the guest's next write is reported as well.
+ * Expect that what was dirty still is, and is reported once. A page that is
+ * reported is protected: the guest's next write is reported as well.
  */
 static void expect_nothing_lost(const char *when)
 {
@@ -183,7 +177,7 @@ static void expect_nothing_lost(const char *when)
 	expect_log(false, when);
 }
 
-/* The first use maps pages and need not be like the others. */
+/* Map all pages first, so that all calls find the same. */
 static void warm_up(void)
 {
 	write_pages();
@@ -200,7 +194,7 @@ static void no_buffer(void)
 	EXPECT(get_log(NULL), -EFAULT);
 	expect_nothing_lost("No buffer");
 
-	/* Again and again, with more that is written in between. */
+	/* Fail several times, with writes in between. */
 	write_pages();
 	EXPECT(get_log(NULL), -EFAULT);
 	EXPECT(get_log((void *)-4096UL), -EFAULT);
@@ -208,7 +202,7 @@ static void no_buffer(void)
 	EXPECT(get_log(NULL), -EFAULT);
 	expect_nothing_lost("No buffer, three times");
 
-	/* Nothing comes of nothing. */
+	/* Nothing was written: nothing is reported. */
 	EXPECT(get_log(NULL), -EFAULT);
 	expect_log(false, "No buffer, nothing dirty");
 	ring_vm_free(f.rv);
@@ -227,8 +221,8 @@ static void read_only(void)
 }
 
 /*
- * Let the buffer, which begins @offset bytes from a page boundary, end after
- * some whole pages, where it must not be written to, or where nothing is mapped.
+ * Let the buffer begin @offset bytes into a page, and end after some whole
+ * pages, where memory is read-only, or not mapped.
  */
 static void ends_after(size_t pages, size_t offset, bool unmapped)
 {
@@ -263,11 +257,11 @@ static void boundary(void)
 	warm_up();
 	for (pages = 0; pages < f.nr; pages++) {
 		ends_after(pages, 0, pages % 2);
-		/* Begins within the first page, and ends in it, maybe. */
+		/* Begins in the first page, and may end in it */
 		ends_after(pages, getpagesize() - 8, !(pages % 2));
 		ends_after(pages, 3, pages % 2);
 	}
-	/* The buffer is longer than needed: this one is not too short. */
+	/* Exactly as long as needed */
 	write_pages();
 	EXPECT(mprotect(f.buffer + f.nr * getpagesize(), getpagesize(),
 			PROT_NONE), 0);
@@ -276,7 +270,7 @@ static void boundary(void)
 	ring_vm_free(f.rv);
 }
 
-/* What KVM copies of a bitmap at once, at most */
+/* Most of a bitmap that KVM copies at once */
 #define CHUNK_BYTES	(512 * 1024)
 
 static void large(void)
@@ -323,7 +317,7 @@ static void manual(void)
 				(f.nr - n) * page_size, PROT_NONE), 0);
 		EXPECT(get_log(f.buffer), -EFAULT);
 		expect_log(true, "A buffer that ends early");
-		/* It clears nothing, if it cannot read all. */
+		/* If it cannot read all, it clears nothing. */
 		EXPECT(clear_log(0, f.pages, f.buffer), -EFAULT);
 		expect_log(true, "Cleared with a buffer that ends early");
 		EXPECT(mprotect(f.buffer, f.nr * page_size,
@@ -350,8 +344,8 @@ static void add_log(unsigned long *sum)
 }
 
 /*
- * A guest that writes meanwhile: what is put back, and what the guest sets at the
- * same time, do not get in each other's way, not even in one word.
+ * Let the guest write meanwhile: bits that KVM puts back, and bits that the
+ * guest's writes set, must not overwrite each other, not even in one word.
  */
 #define RUN_ROUNDS	100
 
@@ -367,7 +361,7 @@ static void running(void)
 	sum = map_anonymous(f.size);
 	warm_up();
 	task = ring_vm_task(f.rv, 0);
-	/* It is never done; what it has written is known from its stores. */
+	/* Let it write for ever, and count its stores. */
 	ring_vm_set_task(f.rv, 0, OTHER_PAGES, f.nr_written, 1);
 	WRITE_ONCE(task->spin, 1);
 	ring_vm_runner_start(&runner, f.rv, 0);
@@ -379,7 +373,7 @@ static void running(void)
 			EXPECT(get_log(NULL), -EFAULT);
 			if (round % 2)
 				add_log(sum);
-			/* The last store that was counted may not be done. */
+			/* The last store that is counted may not be done. */
 		} while (READ_ONCE(task->stores) - before <= f.nr_written);
 		EXPECT(get_log(NULL), -EFAULT);
 		add_log(sum);

@@ -39,14 +39,14 @@
 #include "../kselftest.h"
 
 #define NSEC		1000000000UL
-/* What the link did not send so recently it may send at once. */
+/* Time for which the link may catch up on what it did not send */
 #define LINK_BURST_NS	(100 * NSEC / 1000)
 /* Do not sleep for less. */
 #define LINK_NAP_NS	(2 * NSEC / 1000)
-/* For how long the guest's writes are counted before the migration. */
+/* Time to count the guest's writes before the migration */
 #define BEFORE_NS	NSEC
 
-/* A batch, and how few pages to send are no reason to wait for one. */
+/* Pages of a batch; with fewer left to send, do not wait for one. */
 #define HARVEST_PAGES	128
 #define HUNGRY_PAGES	512
 #define HARVEST_NAP_US	1000
@@ -118,17 +118,17 @@ static struct vcpu_threads {
 /* A way to learn what is dirty. */
 struct way {
 	const char *name;
-	/* Why it cannot be used here; NULL if it can. */
+	/* Why it cannot be used here, or NULL */
 	const char *(*missing)(void);
 	/* All but get() and finish() may be NULL. */
 	void (*enable)(struct kvm_vm *vm);
-	/* Pages that are dirty, beyond those that are to be sent already. */
+	/* How many pages are dirty, beyond those that are to be sent already */
 	uint64_t (*waiting)(void);
-	/* Have these among those that are to be sent, perhaps not all of them. */
+	/* Add dirty pages to those that are to be sent, perhaps not all. */
 	void (*get)(void);
-	/* Pages in these words of area->log are sent next. */
+	/* Called before the pages in these words of area->log are sent */
 	void (*before_send)(struct area *area, uint64_t from, uint64_t to);
-	/* No vCPU runs any more: have all of them. */
+	/* Add all that are left: no vCPU runs any more. */
 	void (*finish)(void);
 };
 
@@ -145,14 +145,6 @@ static uint64_t link_free_at;
 static uint64_t sent;
 static uint64_t sending_ns;
 
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return timespec_to_ns(ts);
-}
-
 /* --- The guest -------------------------------------------------------------- */
 
 /* Shared with the guest. */
@@ -160,7 +152,9 @@ static struct {
 	uint64_t pages;
 	uint64_t page_bytes;
 	uint64_t vcpus;
-	/* Cycles from one write of a vCPU to the next, and to catch up at most. */
+	/*
+	 * Cycles from one write of a vCPU to the next, and most it may catch up
+	 */
 	uint64_t interval;
 	uint64_t catch_up;
 } guest;
@@ -169,7 +163,7 @@ static struct progress {
 	uint64_t writes;
 } __aligned(64) progress[RING_VM_MAX_VCPUS];
 
-/* Of a clock that host and guest have, and that is as fast in both. */
+/* Cycles of a clock that is as fast in the host as in the guest */
 static uint64_t cycles(void)
 {
 #ifdef __x86_64__
@@ -199,7 +193,7 @@ static void write_page(uint64_t page, uint64_t vcpu)
 	WRITE_ONCE(progress[vcpu].writes, n);
 }
 
-/* Write to all pages once, the vCPUs together, and then to random ones. */
+/* Write to all pages once, shared out to the vCPUs, then to random ones. */
 static void guest_code(uint64_t vcpu)
 {
 	uint64_t random = (vcpu + 1) * 0x9e3779b97f4a7c15, page, due, now;
@@ -267,7 +261,7 @@ static void *run_vcpu(void *data)
 	return NULL;
 }
 
-/* Those who wait for a reset get one: the harvesters still run. */
+/* vCPUs that wait for a reset get one: the harvesters still run. */
 static void stop_vcpus(void)
 {
 	uint32_t i;
@@ -316,13 +310,13 @@ static void send_page(struct area *area, uint64_t page)
 		link_wait(link_free_at);
 }
 
-/* Take what is to be sent from among these words, to area->log. */
+/* Move what is to be sent of these words to area->log. */
 static uint64_t take(struct area *area, uint64_t from, uint64_t to)
 {
 	uint64_t nr = 0, word;
 
 	for (word = from; word < to; word++) {
-		/* Whoever adds a page from now on has it sent again. */
+		/* A page that is added from now on is sent again. */
 		area->log[word] =
 			__atomic_exchange_n(&to_send[area->first / 64 + word], 0,
 					    __ATOMIC_ACQ_REL);
@@ -332,7 +326,7 @@ static uint64_t take(struct area *area, uint64_t from, uint64_t to)
 	return nr;
 }
 
-/* Once through all memory. */
+/* Go through all memory once. */
 static void send_all(void)
 {
 	uint64_t start = now_ns(), from, to, word, bits;
@@ -415,7 +409,7 @@ static const char *ring_missing(void)
 	return dirty_ring_max_size() ? NULL : "KVM has no dirty ring";
 }
 
-/* How many pages wait in a ring. Its dirty entries are all in one piece. */
+/* How many pages wait in a ring: its dirty entries are contiguous. */
 static uint32_t ring_used(struct vcpu_threads *v)
 {
 	struct kvm_dirty_gfn *ring = vcpu_dirty_ring(rv->vm, v->id);
@@ -451,7 +445,7 @@ static void note_page(uint32_t slot, uint64_t offset, void *data)
 	v->harvested[v->nr_harvested++] = area->first + offset;
 }
 
-/* Harvest, reset, and only then have the pages sent. */
+/* Harvest, reset, and have the pages sent only then. */
 static uint32_t ring_collect(struct vcpu_threads *v, uint32_t max)
 {
 	uint64_t page;
@@ -466,7 +460,7 @@ static uint32_t ring_collect(struct vcpu_threads *v, uint32_t max)
 		TEST_ASSERT(reset == nr,
 			    "Harvested %u entries but %d got reset", nr, reset);
 	} else {
-		/* Another thread may have reset them before, or get reset. */
+		/* Another thread may reset these, and this one the other's. */
 		vm_reset_dirty_rings(rv->vm);
 	}
 
@@ -501,7 +495,7 @@ static void *harvest(void *data)
 	return NULL;
 }
 
-/* It is up to the harvesters. */
+/* The harvesters do it. */
 static void ring_get(void)
 {
 	if (!READ_ONCE(nr_to_send))
@@ -516,7 +510,7 @@ static void ring_finish(void)
 	for (i = 0; i < opt.vcpus; i++)
 		pthread_join(vcpus[i].harvester, NULL);
 
-	/* What did not fit into a ring gets there by a reset: at least twice. */
+	/* A reset moves the overflow to the rings: at least twice. */
 	do {
 		for (nr = 0, i = 0; i < opt.vcpus; i++)
 			nr += ring_collect(&vcpus[i], DIRTY_RING_HARVEST_ALL);
@@ -648,7 +642,7 @@ static bool compare(void)
 	return !differ;
 }
 
-/* Returns whether the copy is right. */
+/* Return: whether the copy is right. */
 static bool migrate(void)
 {
 	uint64_t start, end, stop, writes, before, left, i;
@@ -678,7 +672,7 @@ static bool migrate(void)
 		left = READ_ONCE(nr_to_send);
 		if (way->waiting)
 			left += way->waiting();
-		/* At the bandwidth there was. */
+		/* At the bandwidth that was measured */
 		if (left * (sending_ns / sent) <= opt.downtime * (NSEC / 1000))
 			break;
 		if (now_ns() - start > opt.limit * NSEC) {
@@ -704,7 +698,7 @@ static bool migrate(void)
 	return compare();
 }
 
-/* In a process of its own: what it leaves behind goes with it. */
+/* Use a process of its own: whatever is left goes with it. */
 static bool run_way(void)
 {
 	int status;

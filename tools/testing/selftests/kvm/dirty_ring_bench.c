@@ -73,7 +73,7 @@ static const char * const way_name[] = {
 	[WAY_CLEAR] = "clear",
 };
 
-/* What is measured, and how. */
+/* What to measure, and how */
 static struct options {
 	enum way way;
 	uint64_t slot_size;
@@ -117,7 +117,7 @@ static struct figures {
 	uint64_t log_off;
 } fig;
 
-/* Real time, in ns, with several threads: of the log only, and with copies. */
+/* Real time with several threads, in ns: of the log only, and with copies */
 static uint64_t elapsed[2][MAX_ROUNDS];
 
 /* A vCPU's part of the pages; shared with the guest. */
@@ -131,7 +131,7 @@ static struct kvm_vm *vm;
 static uint8_t *mem;
 static uint64_t slot_pages;
 static uint64_t *bitmap;
-/* What collections found in this round, and in the end must have found. */
+/* What this round's collections found, and must have found in the end */
 static uint64_t *collected;
 static uint32_t nr_collected;
 static uint64_t *expected;
@@ -158,11 +158,11 @@ enum phase {
 	NR_PHASES,
 };
 
-/* The longest, in ns; PHASE_NONE is of no interest. */
+/* The longest, in ns; nothing uses that of PHASE_NONE. */
 static uint64_t stall[NR_PHASES];
 static enum phase phase;
 
-/* Sleep shortly, and see how long it got. */
+/* Sleep for a moment, and see how long that took. */
 static void *probe(void *unused)
 {
 	const struct timespec nap = { .tv_nsec = PROBE_NS };
@@ -173,7 +173,7 @@ static void *probe(void *unused)
 		start = clock_ns(CLOCK_MONOTONIC);
 		nanosleep(&nap, NULL);
 		slept = clock_ns(CLOCK_MONOTONIC) - start;
-		/* Whoever leaves the kernel has let this thread run before. */
+		/* To leave the kernel is to let this thread run first. */
 		now_in = READ_ONCE(phase);
 		if (slept > stall[now_in])
 			stall[now_in] = slept;
@@ -247,7 +247,9 @@ static uint64_t root_table(void)
 #define PTE_PRESENT	0x1UL
 #define PTE_ADDR	0x0000fffffffff000UL
 
-/* The entry for @gva in the guest's page table at @table, made if need be. */
+/*
+ * The entry for @gva in the guest's page table at @table; make what is missing.
+ */
 static uint64_t *table_entry(uint64_t table, uint64_t gva, int shift)
 {
 	return (uint64_t *)addr_gpa2hva(vm, table) + ((gva >> shift) & 0x1ff);
@@ -296,7 +298,7 @@ static void guest_code(uint64_t vcpu, uint64_t page_size)
 	}
 }
 
-/* Something like a random number; always the same sequence (xorshift64*). */
+/* A pseudo-random number, always of the same sequence (xorshift64*) */
 static uint64_t next_random(uint64_t *state)
 {
 	*state ^= *state >> 12;
@@ -317,7 +319,7 @@ static int compare_u64(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-/* Have more than there should be, to notice if there is. */
+/* Leave room for more than there should be, to notice it. */
 static uint32_t room_for_pages(void)
 {
 	return opt.pages * 2 + 1;
@@ -340,7 +342,7 @@ static void choose_pages(void)
 		list[i++] = page;
 	}
 	qsort(expected, opt.pages, sizeof(*expected), compare_u64);
-	/* That clears the bitmap, and has all of its memory there from now on. */
+	/* Clear the bitmap, and have all of its memory there from now on. */
 	memset(bitmap, 0, bitmap_bytes());
 
 	guest_list = addr_gva2hva(vm, (vm_vaddr_t)list);
@@ -353,7 +355,7 @@ static void choose_pages(void)
 	sync_global_to_guest(vm, task);
 }
 
-/* Set the slot's flags, and tell what that cost. */
+/* Set the slot's flags. Return: what that cost. */
 static uint64_t set_slot(uint32_t flags)
 {
 	struct kvm_userspace_memory_region region = {
@@ -372,7 +374,7 @@ static uint64_t set_slot(uint32_t flags)
 	return clock_ns(CLOCK_THREAD_CPUTIME_ID) - start;
 }
 
-/* Address space for @size bytes, of which few are going to be used. */
+/* Reserve address space for @size bytes, of which few are used. */
 static void *map_sparse(uint64_t size)
 {
 	void *addr = mmap(NULL, size, PROT_READ | PROT_WRITE,
@@ -431,7 +433,7 @@ static void create_vm(void)
 	TEST_ASSERT(collected && expected, "Insufficient Memory");
 	choose_pages();
 
-	/* What is measured must not be the first to touch anything. */
+	/* Touch everything first, so that this is not measured. */
 	memset(collected, 0xff, room_for_pages() * sizeof(*collected));
 	for (i = 0; opt.way == WAY_RING && i < opt.vcpus; i++)
 		for (n = 0; n < opt.entries; n++)
@@ -440,7 +442,7 @@ static void create_vm(void)
 
 /* --- One round -------------------------------------------------------------- */
 
-/* Harvest a vCPU's ring into @to, at most @max pages; return how many. */
+/* Harvest a vCPU's ring into @to, at most @max pages. Return: how many. */
 static uint32_t harvest(uint32_t vcpu, uint64_t *to, uint32_t max)
 {
 	struct kvm_dirty_gfn *ring = vcpu_dirty_ring(vm, vcpu), *gfn;
@@ -471,8 +473,8 @@ static uint32_t find_in_bitmap(uint64_t *to, uint32_t max)
 }
 
 /*
- * Collect what is dirty, and write-protect it again. KVM_GET_DIRTY_LOG does the
- * latter and half of the former; it counts as the latter.
+ * Collect what is dirty, and write-protect it again. KVM_GET_DIRTY_LOG does
+ * both; count it as the latter.
  */
 static void collect_and_protect(struct round *r)
 {
@@ -542,9 +544,9 @@ static void write_pages(struct round *r)
 }
 
 /*
- * Were exactly those pages collected that were written? A write that finds the
- * ring full may be logged twice: before KVM_RUN returns and, as the page is then
- * write-protected again, when it is at last done.
+ * Expect that exactly the pages that were written are collected. A write that
+ * finds the ring full may be logged twice: before KVM_RUN returns and, since
+ * its page is then protected again, when it is done at last.
  */
 static void check_collected(uint32_t full_exits)
 {
@@ -575,7 +577,7 @@ static void measure(void)
 	struct round idle;
 	uint32_t i;
 
-	/* Get all pages, then learn what the vCPUs' loop costs without faults. */
+	/* Map all pages, then measure the vCPUs' loop without faults. */
 	write_pages(&idle);
 	fig.populate = idle.write;
 	write_pages(&idle);
@@ -608,14 +610,14 @@ static void copy_pages(const uint64_t *pages, uint32_t n, uint8_t *copy)
 
 	for (i = 0; i < n; i++) {
 		memcpy(copy, mem + pages[i] * size, size);
-		/* Somebody could need it. */
+		/* Keep the compiler from dropping the copy. */
 		asm volatile("" : : "r" (copy) : "memory");
 	}
 }
 
 /*
- * Harvest and reset the rings of some vCPUs; collected[] has a part for each. In the
- * second half of the rounds, do with the pages what a migration does as well.
+ * Harvest and reset the rings of some vCPUs; each has a part of collected[]. In
+ * the second half of the rounds also copy the pages, as a migration does.
  */
 static void *harvester(void *data)
 {
@@ -651,8 +653,8 @@ static void *harvester(void *data)
 }
 
 /*
- * Each round, the vCPUs write and stop; then threads share out the rings, and
- * time is taken until the last of them has reset, or also copied, its own.
+ * In each round, have the vCPUs write and stop, and threads share the rings.
+ * Take the time until the last of them has reset its own, or also copied.
  */
 static void measure_threads(void)
 {
@@ -798,7 +800,7 @@ static void print_figures(bool csv)
 	}
 }
 
-/* Why a way cannot be measured here; NULL if it can. */
+/* Why a way cannot be measured here, or NULL */
 static const char *not_supported(void)
 {
 	if (opt.way == WAY_RING && !dirty_ring_max_size())
@@ -810,7 +812,7 @@ static const char *not_supported(void)
 	return NULL;
 }
 
-/* Measure one way, in a process of its own: what it leaves behind goes with it. */
+/* Measure one way, in a process of its own: whatever is left goes with it. */
 static void run_way(bool csv)
 {
 	const char *why = not_supported();
@@ -864,7 +866,7 @@ static void help(const char *name)
 	       opt.rounds, opt.seed);
 }
 
-/* A number from @min to @max. */
+/* A number from @min to @max */
 static uint64_t in_range(const char *arg, char option, uint64_t min, uint64_t max)
 {
 	char *end;

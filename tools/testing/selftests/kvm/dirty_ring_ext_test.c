@@ -2,7 +2,7 @@
 /*
  * Test what KVM's dirty ring does beyond the interface it has elsewhere
  *
- * Shows, one case each, that
+ * Show, one case each, that
  *  - KVM_CAP_DIRTY_RING_EXT tells what there is,
  *  - KVM_RESET_DIRTY_RINGS on a vCPU resets its ring alone, while it runs and
  *    others are reset, and a copy kept up to date that way is right,
@@ -11,7 +11,7 @@
  *  - that includes a page that another vCPU is about to mark, and what a vCPU
  *    wrote that is preempted,
  *  - a sync does not wait for vCPUs that do not run,
- *  - a sync says so if what was kept aside does not fit into the rings,
+ *  - a sync says so if what is in the overflow does not fit into the rings,
  *  - a page that KVM writes again and again is in a ring once, but again as
  *    soon as that entry was harvested,
  *  - of thousands of pages that find no room in a ring none is lost, and none is
@@ -72,7 +72,7 @@ static void numbers(void)
 	EXPECT(KVM_DIRTY_RING_EXT_SYNC, 1 << 1);
 	EXPECT(KVM_SYNC_DIRTY_RINGS, _IO(0xae, 0xf7));
 
-	/* Nothing but what is known here. */
+	/* Not more than is known here */
 	ext = ioctl(vm_get_fd(vm), KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_RING_EXT);
 	EXPECT(ext & ~(KVM_DIRTY_RING_EXT_VCPU_RESET | KVM_DIRTY_RING_EXT_SYNC),
 	       0);
@@ -89,14 +89,14 @@ static void sync_without_ring(void)
 }
 
 /*
- * The guest writes page after page. What it had written before the sync is
- * known from its count of stores; the last one counted may not be done. Without
- * the sync some of that is not in the ring, if the CPU logs pages.
+ * Have the guest write page after page, and count its stores: all but the last
+ * that was counted before a sync must be in the ring after it. If the CPU logs
+ * pages, some are not in the ring without the sync.
  */
 #define SYNC_PAGES	400
 #define SYNC_ROUNDS	60
 
-/* How many of the first pages were not harvested, and the first of those */
+/* How many of the first pages were not harvested, and the lowest of them */
 static uint64_t missing(struct ring_vm *rv, uint64_t pages, uint64_t *first)
 {
 	uint64_t i, n = 0;
@@ -122,7 +122,7 @@ static void sync_running(void)
 	need_sync();
 	rv = ring_vm_create(4096, 1, SYNC_PAGES, KVM_MEM_LOG_DIRTY_PAGES, NULL);
 
-	/* Every page is mapped, so that only writes are left to log. */
+	/* Map every page, so that only writes are left to log. */
 	ring_vm_write(rv, 0, 0, SYNC_PAGES);
 	ring_vm_collect_all(rv);
 	ring_vm_forget(rv);
@@ -130,7 +130,7 @@ static void sync_running(void)
 	task = ring_vm_task(rv, 0);
 	for (round = 0; round < SYNC_ROUNDS; round++) {
 		before = READ_ONCE(task->stores);
-		/* Once, and then again and again: it stays in the guest. */
+		/* Again and again, so that it stays in the guest */
 		ring_vm_set_task(rv, 0, 0, SYNC_PAGES, 1);
 		WRITE_ONCE(task->spin, 1);
 		ring_vm_runner_start(&runner, rv, 0);
@@ -139,7 +139,7 @@ static void sync_running(void)
 		} while (written < SYNC_PAGES * round / SYNC_ROUNDS + 2);
 		exits = READ_ONCE(runner.exits);
 
-		/* The stores before this read were done before this read. */
+		/* All stores but the last of these are done. */
 		written = READ_ONCE(task->stores) - before - 1;
 		halfway += written < SYNC_PAGES;
 		if (written > SYNC_PAGES)
@@ -156,22 +156,22 @@ static void sync_running(void)
 			    round, lost, written, first);
 
 		ring_vm_runner_stop(&runner);
-		/* Whatever was interrupted: begin at the start again. */
+		/* Start over, whatever was interrupted. */
 		EXPECT(ring_vm_run(rv, 0), RING_VM_DONE);
 		vm_reset_dirty_rings(rv->vm);
 		ring_vm_collect_all(rv);
 		ring_vm_forget(rv);
 	}
-	printf("# %lu of %d syncs were in the middle of it, %lu pages had been missing\n",
+	printf("# %lu of %d syncs came while the guest wrote, %lu pages were missing before\n",
 	       halfway, SYNC_ROUNDS, early);
-	/* It is the CPU's own log that makes a sync necessary. */
+	/* A sync is needed because of the CPU's own log. */
 	EXPECT(!!early, dirty_ring_cpu_logs_pages());
 	ring_vm_free(rv);
 }
 
 /*
- * Two vCPUs write the same pages: for one of them a page is made writable, and the
- * other may write it before it is marked dirty for the first.
+ * Have two vCPUs write the same pages: once a page is mapped for one, the other
+ * can write it before KVM marks it dirty for the first.
  */
 #define SHARED_ROUNDS	30
 
@@ -204,7 +204,7 @@ static void sync_shared(void)
 			/* One starts later, and catches up. */
 		} while (written < SYNC_PAGES / 2 + 5 * round);
 
-		/* The last one may not be done, see above. */
+		/* All but the last, see above */
 		written = min(written - 1, (uint64_t)SYNC_PAGES);
 		EXPECT(vm_sync(rv->vm), 0);
 		for (i = 0; i < 2; i++)
@@ -225,8 +225,8 @@ static void sync_shared(void)
 }
 
 /*
- * The guest writes page after page, and is preempted at any point: what it has
- * changed then is what its memory says.
+ * Have the guest write page after page, and preempt it at any point: compare
+ * its memory with what is reported.
  */
 #define PREEMPT_PAGES	2000
 #define PREEMPT_ROUNDS	40
@@ -292,7 +292,7 @@ static void sync_preempted(void)
 	ring_vm_free(rv);
 }
 
-/* What makes a vCPU wait in KVM_RUN */
+/* Have a vCPU wait in KVM_RUN. */
 #ifdef __x86_64__
 #define BLOCKED		KVM_MP_STATE_HALTED
 #else
@@ -318,7 +318,7 @@ static void sync_not_running(void)
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	for (i = 0; i < 1000; i++)
 		EXPECT(vm_sync(rv->vm), 0);
-	/* The time limit of the case ends it if it hangs. */
+	/* If it hangs, the case's time limit ends it. */
 	printf("# 1000 syncs in %ld ms\n",
 	       timespec_to_ns(timespec_diff_now(start)) / 1000000);
 	EXPECT(runner.exits, 0);
@@ -364,7 +364,7 @@ static void sync_in_parallel(void)
 		       0);
 	}
 
-	/* The time limit of the case ends it if nothing gets on. */
+	/* If nothing moves, the case's time limit ends it. */
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	while (timespec_diff_now(start).tv_sec < 3 || total <= 1000)
 		total += ring_vm_collect(rv);
@@ -418,7 +418,7 @@ static void vcpu_reset_alone(void)
 	ring_vm_write(rv, 0, 32, 32);
 	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), 0);
 
-	/* What is harvested is there for whoever asks. */
+	/* What is harvested, either reset takes. */
 	EXPECT(vcpu_reset(rv->vm, 1), 32);
 	EXPECT(vm_reset_dirty_rings(rv->vm), 32);
 	ring_vm_write(rv, 1, 0, 64);
@@ -428,8 +428,8 @@ static void vcpu_reset_alone(void)
 }
 
 /*
- * Each vCPU writes to all pages, and has a thread that harvests and resets its
- * ring as long as it runs, and copies the pages.
+ * Have each vCPU write to all pages, and give each a thread that harvests and
+ * resets its ring and copies the pages.
  */
 #define HARVESTED_VCPUS	4
 #define HARVESTED_PAGES	256
@@ -446,7 +446,7 @@ struct harvester {
 	pthread_t thread;
 };
 
-/* Threads copy the same pages; the one that was reset last has to win. */
+/* Threads copy the same pages; the copy after the last reset has to win. */
 static pthread_mutex_t copy_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void note_page(uint32_t slot, uint64_t offset, void *data)
@@ -510,7 +510,7 @@ static void vcpu_reset_running(void)
 		EXPECT(pthread_create(&h[i].thread, NULL, harvester_fn, &h[i]),
 		       0);
 	}
-	/* The time limit of the case ends it if nothing gets on. */
+	/* If nothing moves, the case's time limit ends it. */
 	do {
 		sleep(3);
 		total = 0;
@@ -531,7 +531,7 @@ static void vcpu_reset_running(void)
 
 	printf("# %lu entries meanwhile\n", total);
 	TEST_ASSERT(!memcmp(copy, rv->mem, size),
-		    "The copy is not what the memory is");
+		    "The copy differs from the memory");
 	free(copy);
 	ring_vm_free(rv);
 }
@@ -569,14 +569,14 @@ static void sync_no_room(void)
 	ring_vm_free(rv);
 }
 
-/* Pages that KVM writes again before they were harvested. */
+/* Pages that KVM writes again before they are harvested */
 static void duplicates(void)
 {
 	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 1, 64,
 					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
 	int i;
 
-	/* In the ring once, also if the vCPU writes elsewhere in between. */
+	/* Once in the ring, also if the vCPU writes elsewhere in between */
 	for (i = 0; i < 10; i++)
 		ring_vm_write_by_ioctl(rv, 0, 7, 1);
 	ring_vm_write(rv, 0, 16, 3);
@@ -584,20 +584,20 @@ static void duplicates(void)
 	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), 4);
 	EXPECT(rv->seen[7], 1);
 
-	/* It is harvested, and not reset: written again, reported again. */
+	/* Harvested, not reset: written again, reported again */
 	ring_vm_write_by_ioctl(rv, 0, 7, 1);
 	ring_vm_write_by_ioctl(rv, 0, 7, 1);
 	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), 1);
 	EXPECT(rv->seen[7], 2);
 	EXPECT(vm_reset_dirty_rings(rv->vm), 5);
 
-	/* It is reset: the same. */
+	/* Reset: the same */
 	ring_vm_write_by_ioctl(rv, 0, 7, 1);
 	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), 1);
 	EXPECT(rv->seen[7], 3);
 	EXPECT(vm_reset_dirty_rings(rv->vm), 1);
 
-	/* Pages that a short memory confuses are all reported. */
+	/* More pages than KVM may remember: all are reported. */
 	ring_vm_forget(rv);
 	for (i = 0; i < 3; i++)
 		ring_vm_write_by_ioctl(rv, 0, 0, 64);
@@ -605,7 +605,7 @@ static void duplicates(void)
 	for (i = 0; i < 64; i++)
 		TEST_ASSERT(rv->seen[i], "Page %d is lost", i);
 
-	/* With every position in the ring. */
+	/* At every position in the ring */
 	for (i = 0; i < 2 * rv->entries; i++) {
 		ring_vm_forget(rv);
 		ring_vm_write_by_ioctl(rv, 0, i % 64, 1);
@@ -618,36 +618,7 @@ static void duplicates(void)
 
 #endif /* __x86_64__ */
 
-/* A number in the VM's directory of debugfs. */
-static long long stat_of(struct ring_vm *rv, const char *name)
-{
-	char path[512], prefix[32];
-	long long value = -1;
-	struct dirent *d;
-	FILE *file;
-	DIR *dir;
-
-	dir = opendir("/sys/kernel/debug/kvm");
-	if (!dir)
-		test_case_skip("no debugfs at /sys/kernel/debug");
-
-	snprintf(prefix, sizeof(prefix), "%d-%d", getpid(), vm_get_fd(rv->vm));
-	while ((d = readdir(dir))) {
-		if (strcmp(d->d_name, prefix))
-			continue;
-		snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%s/%s",
-			 prefix, name);
-		file = fopen(path, "r");
-		TEST_ASSERT(file && fscanf(file, "%lld", &value) == 1,
-			    "Cannot read %s", path);
-		fclose(file);
-	}
-	closedir(dir);
-	TEST_ASSERT(value >= 0, "No statistics of VM %s", prefix);
-	return value;
-}
-
-/* Set all statistics in a directory to 0 that can be. */
+/* Set to 0 all statistics in a directory that can be set. */
 static void clear_in(const char *path)
 {
 	char name[512];
@@ -683,7 +654,7 @@ static void clear_statistics(void)
 	need_sync();
 	rv = ring_vm_create(ring_vm_min_entries(), 2, 64,
 			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
-	stat_of(rv, "dirty_ring_pushed");
+	ring_vm_stat(rv, "dirty_ring_pushed");
 	for (i = 0; i < 3; i++) {
 		ring_vm_write(rv, 0, 0, 20);
 		ring_vm_write(rv, 1, 20, 20);
@@ -695,12 +666,15 @@ static void clear_statistics(void)
 		strcat(path, "/vcpu1");
 		clear_in(path);
 
-		/* If it goes by them, it does not end, whatever the signal. */
+		/*
+		 * A sync that relies on them would not end, not even by a
+		 * signal.
+		 */
 		EXPECT(vm_sync(rv->vm), 0);
 		n = ring_vm_collect(rv);
 		EXPECT(n, 40);
 		ring_vm_expect(rv, 0, 40);
-		EXPECT(stat_of(rv, "dirty_ring_reset"), 40);
+		EXPECT(ring_vm_stat(rv, "dirty_ring_reset"), 40);
 	}
 	ring_vm_free(rv);
 }
@@ -727,28 +701,30 @@ static void empty_resets(void)
 	long long before;
 	int i;
 
-	/* One vCPU is in the guest; what is counted is that it is interrupted. */
+	/*
+	 * Keep one vCPU in the guest: a flush counts if it interrupts a vCPU.
+	 */
 	ring_vm_set_task(rv, 1, 0, 0, 1);
 	WRITE_ONCE(ring_vm_task(rv, 1)->spin, 1);
 	ring_vm_runner_start(&runner, rv, 1);
 
-	/* One ring is empty, the other one not harvested. */
+	/* One ring is empty, the other not harvested. */
 	ring_vm_write(rv, 0, 0, 20);
-	/* Until all that it needs to spin is mapped. */
+	/* Wait until all that it needs to spin is mapped. */
 	usleep(300000);
-	before = stat_of(rv, "remote_tlb_flush");
+	before = ring_vm_stat(rv, "remote_tlb_flush");
 	for (i = 0; i < EMPTY_THREADS; i++)
 		EXPECT(pthread_create(&threads[i], NULL, empty_reset, rv), 0);
 	for (i = 0; i < EMPTY_THREADS; i++)
 		EXPECT(pthread_join(threads[i], NULL), 0);
-	EXPECT(stat_of(rv, "remote_tlb_flush") - before, 0);
+	EXPECT(ring_vm_stat(rv, "remote_tlb_flush") - before, 0);
 
-	/* A reset that finds something does; once, for all of it. */
+	/* A reset that finds something flushes, once for all of it. */
 	for (i = 0; i < 20; i++) {
 		EXPECT(ring_vm_collect(rv), 20);
 		ring_vm_write(rv, 0, 0, 20);
 	}
-	i = stat_of(rv, "remote_tlb_flush") - before;
+	i = ring_vm_stat(rv, "remote_tlb_flush") - before;
 	TEST_ASSERT(i > 0 && i <= 20, "20 resets flushed %d times", i);
 
 	ring_vm_runner_stop(&runner);
@@ -763,53 +739,53 @@ static void statistics(void)
 					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
 	uint32_t n, others;
 
-	/* Filled by the guest, up to the limit; then it has to stop. */
+	/* Have the guest fill its ring up to the limit, and stop. */
 	ring_vm_set_task(rv, 0, 0, rv->limit, 1);
 	EXPECT(ring_vm_run(rv, 0), RING_VM_FULL);
-	EXPECT(stat_of(rv, "dirty_ring_pushed"), rv->limit);
-	EXPECT(stat_of(rv, "vcpu0/dirty_ring_pushed"), rv->limit);
-	EXPECT(stat_of(rv, "vcpu1/dirty_ring_pushed"), 0);
-	EXPECT(stat_of(rv, "dirty_ring_full_exits"), 1);
-	EXPECT(stat_of(rv, "vcpu0/dirty_ring_full_exits"), 1);
+	EXPECT(ring_vm_stat(rv, "dirty_ring_pushed"), rv->limit);
+	EXPECT(ring_vm_stat(rv, "vcpu0/dirty_ring_pushed"), rv->limit);
+	EXPECT(ring_vm_stat(rv, "vcpu1/dirty_ring_pushed"), 0);
+	EXPECT(ring_vm_stat(rv, "dirty_ring_full_exits"), 1);
+	EXPECT(ring_vm_stat(rv, "vcpu0/dirty_ring_full_exits"), 1);
 
-	/* Its ioctls fill the reserve, the other vCPU's ring, and then more. */
+	/* Have its ioctls fill the reserve, the other vCPU's ring, and more. */
 	others = rv->limit + 10;
 	ring_vm_write_by_ioctl(rv, 0, 2000, rv->entries - rv->limit + others);
-	EXPECT(stat_of(rv, "vcpu0/dirty_ring_pushed"), rv->entries);
-	EXPECT(stat_of(rv, "dirty_ring_pushed_other"), rv->limit);
-	EXPECT(stat_of(rv, "dirty_ring_aside"), 10);
-	TEST_ASSERT(stat_of(rv, "vcpu0/dirty_ring_skipped") > 0, "None skipped");
-	TEST_ASSERT(stat_of(rv, "dirty_ring_skipped_other") > 0, "None skipped");
+	EXPECT(ring_vm_stat(rv, "vcpu0/dirty_ring_pushed"), rv->entries);
+	EXPECT(ring_vm_stat(rv, "dirty_ring_pushed_other"), rv->limit);
+	EXPECT(ring_vm_stat(rv, "dirty_ring_overflow"), 10);
+	TEST_ASSERT(ring_vm_stat(rv, "vcpu0/dirty_ring_skipped") > 0, "None skipped");
+	TEST_ASSERT(ring_vm_stat(rv, "dirty_ring_skipped_other") > 0, "None skipped");
 
-	/* What was aside gets pushed by another than the vCPU. */
+	/* Not the vCPU but the reset pushes what is in the overflow. */
 	n = ring_vm_collect(rv);
 	EXPECT(n, rv->entries + rv->limit);
-	EXPECT(stat_of(rv, "dirty_ring_reset"), n);
-	EXPECT(stat_of(rv, "vcpu0/dirty_ring_reset"), rv->entries);
-	EXPECT(stat_of(rv, "vcpu1/dirty_ring_reset"), rv->limit);
-	EXPECT(stat_of(rv, "dirty_ring_pushed_other"), rv->limit + 10);
+	EXPECT(ring_vm_stat(rv, "dirty_ring_reset"), n);
+	EXPECT(ring_vm_stat(rv, "vcpu0/dirty_ring_reset"), rv->entries);
+	EXPECT(ring_vm_stat(rv, "vcpu1/dirty_ring_reset"), rv->limit);
+	EXPECT(ring_vm_stat(rv, "dirty_ring_pushed_other"), rv->limit + 10);
 
-	EXPECT(stat_of(rv, "dirty_ring_syncs"), 0);
+	EXPECT(ring_vm_stat(rv, "dirty_ring_syncs"), 0);
 	EXPECT(vm_sync(rv->vm), 0);
-	EXPECT(stat_of(rv, "dirty_ring_syncs"), 1);
+	EXPECT(ring_vm_stat(rv, "dirty_ring_syncs"), 1);
 	ring_vm_free(rv);
 }
 
 /*
- * Pages that find no room in the ring, far from each other: less than KVM says it keeps
- * exactly, or as many and as many ranges as there can be memslots, and more than that.
+ * Pages far from each other that find no room in the ring: fewer than the
+ * overflow keeps one by one, as many as it keeps exactly, and more than that.
  */
-#define ASIDE_STRIDE	71
-#define ASIDE_FEW	2000
-#define ASIDE_EXACT	4096
-#define ASIDE_MORE	1200
+#define OVERFLOW_STRIDE	71
+#define OVERFLOW_FEW	2000
+#define OVERFLOW_EXACT	4096
+#define OVERFLOW_MORE	1200
 
 static void write_scattered(struct ring_vm *rv, uint64_t count)
 {
 	uint64_t i;
 
 	for (i = 0; i < count; i++)
-		ring_vm_write_by_ioctl(rv, 0, i * ASIDE_STRIDE, 1);
+		ring_vm_write_by_ioctl(rv, 0, i * OVERFLOW_STRIDE, 1);
 }
 
 static void expect_scattered(struct ring_vm *rv, uint64_t count, long long more)
@@ -818,7 +794,7 @@ static void expect_scattered(struct ring_vm *rv, uint64_t count, long long more)
 
 	ring_vm_collect_all(rv);
 	for (i = 0; i < rv->pages; i++) {
-		if (i % ASIDE_STRIDE == 0 && i / ASIDE_STRIDE < count) {
+		if (i % OVERFLOW_STRIDE == 0 && i / OVERFLOW_STRIDE < count) {
 			TEST_ASSERT(rv->seen[i], "Page %lu is lost", i);
 		} else if (rv->seen[i]) {
 			first = others++ ? first : i;
@@ -831,21 +807,21 @@ static void expect_scattered(struct ring_vm *rv, uint64_t count, long long more)
 	ring_vm_forget(rv);
 }
 
-static void aside_exact(void)
+static void overflow_exact(void)
 {
 	uint64_t count, i;
 	struct ring_vm *rv;
 
 	rv = ring_vm_create(ring_vm_min_entries(), 1,
-			    (ASIDE_FEW + ring_vm_min_entries()) *
-			    ASIDE_STRIDE + 64, KVM_MEM_LOG_DIRTY_PAGES, NULL);
-	count = rv->entries + ASIDE_FEW;
+			    (OVERFLOW_FEW + ring_vm_min_entries()) *
+			    OVERFLOW_STRIDE + 64, KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	count = rv->entries + OVERFLOW_FEW;
 	write_scattered(rv, count);
-	EXPECT(stat_of(rv, "dirty_ring_aside"), ASIDE_FEW);
-	EXPECT(stat_of(rv, "dirty_ring_aside_between"), 0);
+	EXPECT(ring_vm_stat(rv, "dirty_ring_overflow"), OVERFLOW_FEW);
+	EXPECT(ring_vm_stat(rv, "dirty_ring_overflow_between"), 0);
 	expect_scattered(rv, count, 0);
 
-	/* Far more of them, if they are close */
+	/* Far more, if they are close to each other */
 	ring_vm_write_by_ioctl(rv, 0, 0, 20000);
 	ring_vm_write_by_ioctl(rv, 0, 40000, 20000);
 	ring_vm_collect_all(rv);
@@ -854,23 +830,23 @@ static void aside_exact(void)
 	ring_vm_free(rv);
 }
 
-static void aside_between(void)
+static void overflow_between(void)
 {
 	struct ring_vm *rv;
 	long long more;
 	uint64_t count;
 
 	rv = ring_vm_create(ring_vm_min_entries(), 1,
-			    (ASIDE_EXACT + ASIDE_MORE +
-			     ring_vm_min_entries()) * ASIDE_STRIDE + 64,
+			    (OVERFLOW_EXACT + OVERFLOW_MORE +
+			     ring_vm_min_entries()) * OVERFLOW_STRIDE + 64,
 			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
-	count = rv->entries + ASIDE_EXACT + ASIDE_MORE;
+	count = rv->entries + OVERFLOW_EXACT + OVERFLOW_MORE;
 	write_scattered(rv, count);
-	EXPECT(stat_of(rv, "dirty_ring_aside"), ASIDE_EXACT + ASIDE_MORE);
-	more = stat_of(rv, "dirty_ring_aside_between");
+	EXPECT(ring_vm_stat(rv, "dirty_ring_overflow"), OVERFLOW_EXACT + OVERFLOW_MORE);
+	more = ring_vm_stat(rv, "dirty_ring_overflow_between");
 	printf("# %lld pages more\n", more);
-	TEST_ASSERT(more > 0 && more < ASIDE_MORE * ASIDE_STRIDE,
-		    "%lld pages are reported that are between others", more);
+	TEST_ASSERT(more > 0 && more < OVERFLOW_MORE * OVERFLOW_STRIDE,
+		    "%lld pages between others are reported", more);
 	expect_scattered(rv, count, more);
 	ring_vm_free(rv);
 }
@@ -895,8 +871,8 @@ static const struct test_case cases[] = {
 	{ "sync-no-room: ENOSPC, nothing lost", sync_no_room },
 	{ "duplicates: in the ring once, until harvested", duplicates },
 	{ "statistics: in debugfs", statistics },
-	{ "aside-exact: thousands of pages, and no other", aside_exact },
-	{ "aside-between: more, and others are counted", aside_between },
+	{ "overflow-exact: thousands of pages, and no other", overflow_exact },
+	{ "overflow-between: more, and others are counted", overflow_between },
 #endif
 	{ "clear-statistics: a sync does not go by them", clear_statistics },
 	{ "empty-resets: flush nothing", empty_resets },

@@ -3,7 +3,7 @@
  * Test that a user who may open /dev/kvm, and nothing else, gets nowhere with
  * KVM's dirty rings
  *
- * Shows, one case each, that
+ * Show, one case each, that
  *  - whatever a VMM does to its rings, and to the VM they belong to, with
  *    several threads at a time and at random, calls return what they may
  *    return; another VM beside it loses no page; and the VM itself, once that is
@@ -57,25 +57,26 @@
 
 #define ATTACKERS	4
 #define ATTACKED_VCPUS	2
-/* vCPUs that attackers add, with ids up to this one less */
+/* vCPUs, with those that attackers add */
 #define MAX_VCPUS	16
 #define PAGES		1024
 #define HONEST_PAGES	512
-/* Memslots that attackers create, delete, move, and track; and their pages */
+/* Memslots that attackers create, delete, move and track; pages of each */
 #define FIRST_SLOT	(RING_VM_SLOT + 1)
 #define NR_SLOTS	6
 #define SLOT_PAGES	64
 
 #define MSRS_PER_IOCTL	64
 
-/* Seconds that a slow machine may need beyond those until each call came */
+/* Seconds to wait beyond that until each call was made at least once */
 #define STORM_PATIENCE	45
 
 static uint32_t seconds = 5;
 static unsigned int seed;
 
 /*
- * What a call may return, in a VM with rings: errors, and if it may succeed.
+ * What a call may return in a VM with rings: errors, and whether it may
+ * succeed.
  */
 enum call {
 	RESET_VM, RESET_VCPU, SYNC, SET_SLOT, SET_MSRS, CREATE_VCPU, ENABLE_RING,
@@ -86,7 +87,7 @@ enum call {
 
 static const struct {
 	const char *name;
-	/* The largest return value, or -1: it must fail. */
+	/* The largest return value; -1: it must fail. */
 	long max;
 	int errors[10];
 } calls[NR_CALLS] = {
@@ -124,7 +125,7 @@ static struct {
 	uint64_t bad;
 } counts[NR_CALLS];
 
-/* Return: @ret, if that is among what @call may return. */
+/* Fail unless @call may return @ret. Return: @ret. */
 static long did(enum call call, long ret)
 {
 	int i, err = errno;
@@ -139,7 +140,7 @@ static long did(enum call call, long ret)
 	return ret;
 }
 
-/* Where a call returns an address */
+/* The same for a call that returns an address */
 static void *did_map(enum call call, void *addr)
 {
 	did(call, addr == MAP_FAILED ? -1 : 0);
@@ -159,7 +160,7 @@ static void restore_mode(void)
 		chmod("/dev/kvm", kvm_mode);
 }
 
-/* Let everybody open /dev/kvm, until this program ends. */
+/* Let everybody open /dev/kvm until this program ends. */
 static void open_door(void)
 {
 	struct stat st;
@@ -180,7 +181,7 @@ static void be_nobody(void)
 		EXPECT(setresgid(NOBODY, NOBODY, NOBODY), 0);
 		EXPECT(setresuid(NOBODY, NOBODY, NOBODY), 0);
 	}
-	/* For its own files in /proc */
+	/* For access to its own files in /proc */
 	prctl(PR_SET_DUMPABLE, 1);
 	if (access("/dev/kvm", R_OK | W_OK))
 		test_case_skip("user %d may not open /dev/kvm", getuid());
@@ -197,7 +198,7 @@ static uint8_t *slot_mem;
 static bool quit, rain_quit;
 static struct ring_vm_runner runners[ATTACKED_VCPUS];
 
-/* By id; those that attackers add may have no file descriptor any more. */
+/* By id; attackers may have closed the file descriptors of those they add. */
 static struct {
 	int fd;
 	struct kvm_dirty_gfn *ring;
@@ -249,7 +250,7 @@ static uint64_t any64(struct attacker *a)
 	return one_in(a, 2) ? odd[any(a, ARRAY_SIZE(odd))] : any(a, PAGES);
 }
 
-/* A vCPU that has a file descriptor, mostly */
+/* A vCPU, mostly one with a file descriptor */
 static int any_vcpu(struct attacker *a)
 {
 	return one_in(a, 2) ? any(a, ATTACKED_VCPUS) : any(a, MAX_VCPUS);
@@ -311,7 +312,7 @@ static void attack_slots(struct attacker *a)
 	struct kvm_userspace_memory_region region = {};
 	uint32_t i = any(a, NR_SLOTS + 1);
 
-	/* The guest's own stays where it is, tracked or not. */
+	/* Leave the guest's own where it is, tracked or not. */
 	if (i == NR_SLOTS) {
 		region.slot = RING_VM_SLOT;
 		region.guest_phys_addr = RING_VM_GPA;
@@ -333,7 +334,7 @@ static void attack_slots(struct attacker *a)
 }
 
 #ifdef __x86_64__
-/* Have KVM write to the guest's memory, once or more often than rings hold. */
+/* Have KVM write to the guest's memory, up to more pages than rings hold. */
 static void attack_by_kvm(struct attacker *a)
 {
 	static const uint32_t msrs[] = {
@@ -353,7 +354,7 @@ static void attack_by_kvm(struct attacker *a)
 	for (n = 1 << any(a, 5); n && !READ_ONCE(quit); n--) {
 		msr.header.nmsrs = 1 + any(a, MSRS_PER_IOCTL);
 		for (i = 0; i < msr.header.nmsrs; i++) {
-			/* The other two are written whenever the vCPU runs. */
+			/* KVM writes the other two whenever the vCPU runs. */
 			what = one_in(a, 16) ? any(a, ARRAY_SIZE(msrs)) : 0;
 			msr.entries[i].index = msrs[what];
 			msr.entries[i].data = RING_VM_GPA +
@@ -380,7 +381,7 @@ static void attack_with_vcpu(struct attacker *a)
 	if (fd < 0)
 		return;
 
-	/* What is in its ring, the end has to look at. */
+	/* Map its ring, whose entries are needed in the end. */
 	ring = did_map(MAP, mmap(NULL, ring_pages * page_size,
 				 PROT_READ | PROT_WRITE, MAP_SHARED, fd,
 				 KVM_DIRTY_LOG_PAGE_OFFSET * page_size));
@@ -418,7 +419,7 @@ static void attack_by_ioctl(struct attacker *a)
 		did(CLEAR_LOG, ioctl(vm_fd, KVM_CLEAR_DIRTY_LOG, &clear));
 		break;
 	default:
-		/* Numbers that neither this KVM has nor a later one. */
+		/* A number of no KVM */
 		did(UNKNOWN, ioctl(fds[any(a, 2)], _IO(KVMIO, 0xfd), any64(a)));
 	}
 }
@@ -442,7 +443,10 @@ static void touch(struct attacker *a, uint8_t *map, size_t pages)
 		touch_page(a, map + i * page_size);
 }
 
-/* Map any part of a vCPU's file, and do to the mapping what can be done. */
+/*
+ * Map any part of a vCPU's file, and do to it whatever can be done to a
+ * mapping.
+ */
 static void attack_mapping(struct attacker *a)
 {
 	static const int prots[] = {
@@ -455,7 +459,7 @@ static void attack_mapping(struct attacker *a)
 		MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_DODUMP, MADV_FREE,
 		MADV_WIPEONFORK, MADV_KEEPONFORK, 20 /* COLD */, 21 /* PAGEOUT */,
 	};
-	/* All but what KVM itself reads of page 0 */
+	/* All but page 0, which KVM itself reads */
 	size_t first = 1 + any(a, KVM_DIRTY_LOG_PAGE_OFFSET + ring_pages + 1);
 	size_t pages, n, moved, i;
 	int fd = READ_ONCE(vcpus[any_vcpu(a)].fd);
@@ -511,7 +515,7 @@ static void attack_mapping(struct attacker *a)
 	}
 	touch(a, map, pages);
 
-	/* With a hole first, sometimes; others may have taken it then. */
+	/* Sometimes make a hole first, which others may take. */
 	i = one_in(a, 2) ? any(a, pages) : pages;
 	if (i < pages)
 		did(UNMAP, munmap(map + i * page_size, page_size));
@@ -536,7 +540,7 @@ static void attack_by_proc(struct attacker *a)
 	did(CLOSE, close(mem));
 }
 
-/* A child has the mappings and the files, but the VM is not its own. */
+/* A child has mappings and files, but may not use the VM. */
 static void attack_by_fork(struct attacker *a)
 {
 	struct kvm_dirty_gfn *ring = vcpus[any(a, ATTACKED_VCPUS)].ring;
@@ -568,7 +572,7 @@ static void attack_by_fork(struct attacker *a)
 		    "The child ended with %#x", status);
 }
 
-/* A VM of its own, whose parts go in any order. */
+/* Create another VM, and let its parts go in any order. */
 static void attack_with_vm(struct attacker *a)
 {
 	struct kvm_enable_cap cap = { .cap = dirty_ring_cap() };
@@ -635,7 +639,7 @@ static void attack_files(struct attacker *a)
 	did(CLOSE, close(two));
 }
 
-/* What to do, and how often of a hundred times */
+/* What to do, and how many times in a hundred */
 static const struct {
 	void (*fn)(struct attacker *a);
 	uint32_t percent;
@@ -665,7 +669,7 @@ static void *attack(void *data)
 		for (i = 0; n >= attacks[i].percent; i++)
 			n -= attacks[i].percent;
 		attacks[i].fn(a);
-		/* Ioctls on a vCPU wait until it leaves KVM_RUN. */
+		/* Kick vCPUs: ioctls on a vCPU wait until it leaves KVM_RUN. */
 		if (one_in(a, 4))
 			pthread_kill(runners[any(a, ATTACKED_VCPUS)].thread,
 				     SIGUSR1);
@@ -674,7 +678,7 @@ static void *attack(void *data)
 	return NULL;
 }
 
-/* What attackers leave alone: signals that rain, so that nobody is stuck. */
+/* Kick the vCPUs, whatever attackers do, so that none is stuck. */
 static void *rain(void *unused)
 {
 	struct attacker a = { .random = seed + 99 };
@@ -723,7 +727,7 @@ static void attack_start(void)
 		    "pthread_create failed");
 }
 
-/* Harvest what rings have, known or not where it begins, and reset it. */
+/* Harvest and reset what rings have, wherever it begins. */
 static uint32_t take_all(void)
 {
 	uint32_t i, id;
@@ -742,39 +746,33 @@ static uint32_t take_all(void)
 	return vm_reset_dirty_rings(rv->vm);
 }
 
-/* The guest writes pages, few enough not to be stopped by a ring. */
+/* Pages that the guest writes at once: no ring gets full. */
 #define PIECE	64
 
 /*
- * After an attack on its entries a VMM does not know what is dirty; who starts
- * the log anew does, from then on.
+ * After an attack on its entries a VMM does not know what is dirty. Start the
+ * log anew: from then on it does.
  */
 static void recover(void)
 {
-	struct kvm_userspace_memory_region region = {
-		.slot = RING_VM_SLOT,
-		.guest_phys_addr = RING_VM_GPA,
-		.memory_size = PAGES * page_size,
-		.userspace_addr = (uintptr_t)rv->mem,
-	};
 	uint64_t first, i, lost;
 	uint32_t vcpu, round;
 
 	for (vcpu = 0; vcpu < ATTACKED_VCPUS; vcpu++)
 		ring_vm_runner_stop(&runners[vcpu]);
-	vm_ioctl(rv->vm, KVM_SET_USER_MEMORY_REGION, &region);
+	ring_vm_set_slot(rv, RING_VM_GPA, rv->mem, PAGES * page_size, 0);
 	while (take_all())
 		;
-	region.flags = KVM_MEM_LOG_DIRTY_PAGES;
-	vm_ioctl(rv->vm, KVM_SET_USER_MEMORY_REGION, &region);
-	/* Let the guest end what it was at. */
+	ring_vm_set_slot(rv, RING_VM_GPA, rv->mem, PAGES * page_size,
+			 KVM_MEM_LOG_DIRTY_PAGES);
+	/* Let the guest finish what it was doing. */
 	for (vcpu = 0; vcpu < ATTACKED_VCPUS; vcpu++)
 		while (ring_vm_run(rv, vcpu) != RING_VM_DONE)
 			take_all();
 	while (take_all())
 		;
 
-	/* Twice: that is reported, too, which a reset protects again. */
+	/* Twice: the second time shows that resets protect again. */
 	for (round = 0; round < 2; round++) {
 		for (first = 0; first < PAGES; first += PIECE) {
 			vcpu = first / PIECE % ATTACKED_VCPUS;
@@ -792,8 +790,8 @@ static void recover(void)
 }
 
 /*
- * A VM beside that one, of the same process, whose VMM does as it should: what
- * it copies because of its ring is the memory.
+ * Another VM of the same process, whose VMM behaves: the copy that it keeps by
+ * its ring must be what its memory is.
  */
 static struct {
 	struct ring_vm *rv;
@@ -829,13 +827,13 @@ static void honest_compare(void)
 		;
 	for (i = 0; i < HONEST_PAGES; i++)
 		stale += honest.copy[i] != honest_page(i);
-	TEST_ASSERT(!stale, "%lu pages of the VM beside are lost, seed %u",
+	TEST_ASSERT(!stale, "%lu pages of the honest VM are lost, seed %u",
 		    stale, seed);
 	WRITE_ONCE(ring_vm_task(honest.rv, 0)->spin, 1);
 	ring_vm_runner_start(&honest.runner, honest.rv, 0);
 }
 
-/* Did each call come? On a slow machine that takes its time. */
+/* Was each call made? That takes its time on a slow machine. */
 static bool storm_is_whole(const char **missing)
 {
 	uint32_t i;
@@ -883,13 +881,13 @@ static void storm(void)
 	pthread_join(rainmaker, NULL);
 	honest_compare();
 	ring_vm_runner_stop(&honest.runner);
-	TEST_ASSERT(honest.entries, "The VM beside did nothing");
+	TEST_ASSERT(honest.entries, "The honest VM did nothing");
 	recover();
 
 	for (i = 0; i < NR_CALLS; i++)
 		ksft_print_msg("%s: %lu times, and %lu times refused\n",
 			       calls[i].name, counts[i].good, counts[i].bad);
-	TEST_ASSERT(storm_is_whole(&missing), "It never came to %s", missing);
+	TEST_ASSERT(storm_is_whole(&missing), "%s was never called", missing);
 	ring_vm_free(honest.rv);
 }
 
@@ -906,7 +904,7 @@ static void end_vmm(int ready, bool by_itself, uint32_t ms)
 	attack_start();
 	usleep(ms * 1000);
 #ifdef __x86_64__
-	/* Whatever is reset meanwhile: more than the rings hold. */
+	/* More pages than the rings hold, whatever is reset meanwhile */
 	ring_vm_write_by_ioctl(rv, 0, 0, PAGES);
 #endif
 	EXPECT(write(ready, "", 1), 1);
@@ -948,7 +946,7 @@ static void end(void)
 				    WTERMSIG(status) == SIGKILL,
 				    "The VMM ended with %#x, seed %u", status,
 				    seed);
-		/* Children that it forked may hold on a bit longer. */
+		/* Its children may hold on to the VM a bit longer. */
 		while (vms_of(pid)) {
 			TEST_ASSERT(timespec_diff_now(start).tv_sec < 20,
 				    "A VM is left behind, seed %u", seed);
@@ -958,9 +956,7 @@ static void end(void)
 	}
 }
 
-/*
- * What gets at the ring's pages in other ways than the process's page tables
- */
+/* What gets at the ring's pages by other ways than the process's page tables */
 
 /* Parts of a vCPU's file, as far as the ring goes and further */
 static const struct {
@@ -977,17 +973,17 @@ static const struct {
 };
 
 struct pin {
-	/* What is pinned, and as much of other memory */
+	/* What is pinned, and as much other memory */
 	uint8_t *map;
 	uint8_t *copy;
 	size_t size;
 	pid_t pid;
-	/* All of it is the ring's: nothing changes meanwhile. */
+	/* All of it is the ring, which does not change meanwhile. */
 	bool exact;
 	bool tried;
 };
 
-/* The first bytes of the copy are those of the mapping, as many as came. */
+/* Expect the first @ret bytes of the copy to be those of the mapping. */
 static void compare_pinned(struct pin *pin, const char *what, long ret)
 {
 	TEST_ASSERT(ret >= 0 || errno == EFAULT, "%s: %s", what,
@@ -1003,7 +999,7 @@ static void by_process_vm(struct pin *pin)
 	struct iovec remote = { pin->copy, page_size };
 	long ret;
 
-	/* Not in every kernel, and not for everybody else's memory. */
+	/* Not every kernel has it, or allows it. */
 	if (process_vm_readv(pin->pid, &local, 1, &remote, 1, 0) == -1)
 		return;
 
@@ -1014,7 +1010,7 @@ static void by_process_vm(struct pin *pin)
 	compare_pinned(pin, "process_vm_readv", ret);
 	if (ret < (long)page_size)
 		return;
-	/* With what it was: this is no attack on the VM. */
+	/* Write what was read: this is no attack on the VM. */
 	local.iov_len = page_size;
 	remote.iov_len = page_size;
 	compare_pinned(pin, "process_vm_writev",
@@ -1139,7 +1135,7 @@ static void pinned(void)
 		EXPECT(munmap(pin.map, pin.size), 0);
 		EXPECT(munmap(pin.copy, pin.size), 0);
 	}
-	TEST_ASSERT(tried, "The kernel has none of it");
+	TEST_ASSERT(tried, "This kernel has no way to these pages");
 
 	/* The ring is what it was. */
 	EXPECT(ring_vm_collect(rv), 100);
@@ -1156,7 +1152,7 @@ static const struct test_case cases[] = {
 	{ "pinned: the kernel's own ways to the ring's pages", pinned },
 };
 
-/* Take option @c and its number from the command line, if it is there. */
+/* Take option @c and its number off the command line, if it is there. */
 static bool take_option(int *argc, char **argv, char c, uint32_t *value)
 {
 	int i;

@@ -2,15 +2,15 @@
 /*
  * Test that KVM's dirty rings come and go with what they belong to
  *
- * Shows, one case each, that
+ * Show, one case each, that
  *  - vCPUs can be added while rings are harvested and reset,
- *  - what was kept aside is in the ring of a vCPU that is created,
+ *  - what is in the overflow is in the ring of a vCPU that is created,
  *  - file descriptors can be closed, and rings unmapped, in any order, and
  *    nothing is left behind, with empty rings and with full ones, also if a
  *    child still has the mappings,
  *  - a process that was forked can read the rings, but not reset them,
  *  - a VMM can die at any time, and its file descriptors be closed in any order,
- *    with all rings full, pages aside, and memslots that are tracked,
+ *    with all rings full, pages in the overflow, and memslots that are tracked,
  *  - what a vCPU wrote to a memslot until it was deleted, or moved, is in a
  *    ring when that returns,
  *  - entries of a memslot that is no more do no harm to the one that has got
@@ -34,7 +34,7 @@
 #include "processor.h"
 #include "test_cases.h"
 
-/* Memory of the kinds that rings, and what else a VM has, are made of, in KiB */
+/* The kinds of memory that rings, and the rest of a VM, are made of, in KiB */
 static long vm_memory(void)
 {
 	FILE *file = fopen("/proc/meminfo", "r");
@@ -55,28 +55,26 @@ static long vm_memory(void)
 	return sum;
 }
 
-/* Some memory is given back a little later, by RCU or when a child has ended. */
+/* Seconds to wait for what RCU, or the end of a child, frees */
+#define PATIENCE	20
+
 static void expect_memory_below(long limit)
 {
-	struct timespec start;
+	uint64_t end = now_s() + PATIENCE;
 
-	clock_gettime(CLOCK_MONOTONIC, &start);
 	while (vm_memory() >= limit) {
-		TEST_ASSERT(timespec_diff_now(start).tv_sec < 20,
-			    "%ld KiB of memory, not less than %ld", vm_memory(),
-			    limit);
+		TEST_ASSERT(now_s() < end, "%ld KiB of memory, not less than %ld",
+			    vm_memory(), limit);
 		usleep(100000);
 	}
 }
 
 static void wait_for_no_vm(pid_t pid)
 {
-	struct timespec start;
+	uint64_t end = now_s() + PATIENCE;
 
-	clock_gettime(CLOCK_MONOTONIC, &start);
 	while (vms_of(pid)) {
-		TEST_ASSERT(timespec_diff_now(start).tv_sec < 20,
-			    "A VM is left behind");
+		TEST_ASSERT(now_s() < end, "A VM is left behind");
 		usleep(1000);
 	}
 }
@@ -112,7 +110,7 @@ static void hot_plug(void)
 	for (vcpu = 0; vcpu < RING_VM_MAX_VCPUS; vcpu++) {
 		if (vcpu)
 			ring_vm_add_vcpu(rv);
-		/* The vCPUs that were there write again, and so does it. */
+		/* Have the older vCPUs write again, and the new one. */
 		for (i = 0; i <= vcpu; i++)
 			ring_vm_write(rv, i, i * PLUG_PAGES, PLUG_PAGES);
 		for (i = 0; i <= vcpu; i++)
@@ -134,22 +132,22 @@ static void hot_plug(void)
 
 #ifdef __x86_64__
 
-#define ASIDE	40
+#define OVERFLOW	40
 
-/* No reset has to come before the new ring is used for what is aside. */
-static void plug_aside(void)
+/* A new ring takes from the overflow at once, without a reset. */
+static void plug_overflow(void)
 {
 	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 1, 4096,
 					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
 
-	ring_vm_write_by_ioctl(rv, 0, 100, rv->entries + ASIDE);
+	ring_vm_write_by_ioctl(rv, 0, 100, rv->entries + OVERFLOW);
 	ring_vm_add_vcpu(rv);
-	EXPECT(ring_vm_harvest(rv, 1, DIRTY_RING_HARVEST_ALL), ASIDE);
-	ring_vm_expect(rv, 100 + rv->entries, ASIDE);
+	EXPECT(ring_vm_harvest(rv, 1, DIRTY_RING_HARVEST_ALL), OVERFLOW);
+	ring_vm_expect(rv, 100 + rv->entries, OVERFLOW);
 
 	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), rv->entries);
 	ring_vm_expect(rv, 100, rv->entries);
-	EXPECT(vm_reset_dirty_rings(rv->vm), rv->entries + ASIDE);
+	EXPECT(vm_reset_dirty_rings(rv->vm), rv->entries + OVERFLOW);
 	EXPECT(ring_vm_collect(rv), 0);
 	ring_vm_free(rv);
 }
@@ -195,7 +193,7 @@ static void let_go(const int *order)
 			ring = NULL;
 			break;
 		}
-		/* As long as it is mapped it is there, touched before or not. */
+		/* While it is mapped it is there, touched before or not. */
 		if (ring) {
 			EXPECT(ring[0], i + 1);
 			ring[0]++;
@@ -222,13 +220,13 @@ static void any_order(void)
 	before = vm_memory();
 	for (i = 0; i < 16 * ARRAY_SIZE(orders); i++)
 		let_go(orders[i % ARRAY_SIZE(orders)]);
-	/* A ring has 1024 KiB: every sixth left behind would show. */
+	/* A ring has 1024 KiB: one in six left behind would show. */
 	expect_memory_below(before + 16 * 1024);
 }
 
 /*
- * The same, with everything full: the rings of both vCPUs, and, where an ioctl
- * can have KVM write so much, what is kept aside. The memslots are not deleted.
+ * The same with the rings of both vCPUs full and, where ioctls can have KVM
+ * write that much, pages in the overflow. Memslots are not deleted.
  */
 
 enum { FULL_VM, FULL_VCPU_0, FULL_VCPU_1, FULL_RING_0, FULL_RING_1, NR_FULL };
@@ -236,18 +234,18 @@ enum { FULL_VM, FULL_VCPU_0, FULL_VCPU_1, FULL_RING_0, FULL_RING_1, NR_FULL };
 #define FULL_ORDERS	120	/* NR_FULL! */
 
 /*
- * From one order to the next that is tried: all, but a sample where the host's
- * pages are large, and a full ring so many bytes to write.
+ * Try all orders; only some where the host's pages are large, and take long to
+ * fill a ring with.
  */
 static int order_step(void)
 {
 	return getpagesize() == 4096 ? 1 : 17;
 }
 
-/* Pages kept aside one by one, before ranges are; and some more */
-#define FULL_ASIDE	(512 + 64)
+/* More pages than the overflow keeps one by one */
+#define FULL_OVERFLOW	(512 + 64)
 
-/* A child that has nothing but the rings, until it is told to go. */
+/* Fork a child that keeps the rings, and nothing else, until it is let go. */
 static pid_t keep_rings(struct ring_vm *rv, struct kvm_dirty_gfn **rings,
 			int *go)
 {
@@ -280,7 +278,7 @@ static pid_t keep_rings(struct ring_vm *rv, struct kvm_dirty_gfn **rings,
 
 static void let_full_go(int order, bool memory_first, bool with_child)
 {
-	uint32_t pages = 2 * ring_vm_min_entries() + FULL_ASIDE;
+	uint32_t pages = 2 * ring_vm_min_entries() + FULL_OVERFLOW;
 	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 2, pages,
 					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
 	size_t ring_size = rv->entries * sizeof(struct kvm_dirty_gfn);
@@ -312,7 +310,7 @@ static void let_full_go(int order, bool memory_first, bool with_child)
 		parts[i] = i;
 	for (n = NR_FULL; n; n--) {
 		if (n == (memory_first ? NR_FULL : 2)) {
-			/* The guest's memory, at the begin or in the middle. */
+			/* The guest's memory, at the start or in the middle */
 			list_for_each_entry(region,
 					    &rv->vm->userspace_mem_regions,
 					    list)
@@ -345,7 +343,6 @@ static void full_any_order(void)
 	long before;
 	int i;
 
-	alarm(400);	/* one VM after another */
 	let_full_go(0, false, false);
 	before = vm_memory();
 	for (i = 0; i < FULL_ORDERS; i += order_step())
@@ -366,7 +363,7 @@ static void forked(void)
 
 	pid = fork();
 	if (!pid) {
-		/* The VM belongs to the memory of its parent. */
+		/* The VM belongs to the parent's address space. */
 		if (ioctl(vm_get_fd(rv->vm), KVM_RESET_DIRTY_RINGS, 0) != -1 ||
 		    errno != EIO)
 			_exit(1);
@@ -380,7 +377,7 @@ static void forked(void)
 	}
 	EXPECT(waitpid(pid, &status, 0), pid);
 	TEST_ASSERT(WIFEXITED(status) && !WEXITSTATUS(status),
-		    "The child says %d", WEXITSTATUS(status));
+		    "The child ended with %d", WEXITSTATUS(status));
 
 	EXPECT(vm_reset_dirty_rings(rv->vm), 11);
 	ring_vm_write(rv, 0, 0, 11);
@@ -425,7 +422,7 @@ static void vmm_dies(void)
 		if (!pid)
 			vmm(ready[1]);
 		EXPECT(read(ready[0], &c, 1), 1);
-		/* Read on, so that it does not stop. */
+		/* Go on reading, so that it does not block. */
 		flags = fcntl(ready[0], F_GETFL);
 		fcntl(ready[0], F_SETFL, flags | O_NONBLOCK);
 		for (status = 0; status < round; status++) {
@@ -435,7 +432,8 @@ static void vmm_dies(void)
 		}
 		kill(pid, SIGKILL);
 		EXPECT(waitpid(pid, &status, 0), pid);
-		TEST_ASSERT(WIFSIGNALED(status), "It died of itself");
+		TEST_ASSERT(WIFSIGNALED(status),
+			    "The VMM was not killed but ended with %#x", status);
 		close(ready[0]);
 		close(ready[1]);
 		wait_for_no_vm(pid);
@@ -451,7 +449,7 @@ static void vmm_dies(void)
 
 #define FULL_VCPUS	3
 
-/* The file descriptors of KVM, the VM's and then those of its vCPUs */
+/* KVM's file descriptors: the VM's, then those of its vCPUs */
 static int kvm_fds(int *fds, int max)
 {
 	static const char * const names[] = {
@@ -472,7 +470,9 @@ static int kvm_fds(int *fds, int max)
 	return nr;
 }
 
-/* Does not return. @order is of 4 * 3 * 2, or 0: let the kernel close them. */
+/*
+ * Does not return. @order: one of 4 * 3 * 2, or 0: let the kernel close them.
+ */
 static void end_full(int order)
 {
 	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), FULL_VCPUS,
@@ -523,17 +523,11 @@ static void full(void)
 #define SLOT_PAGES	3000
 #define SLOT_ROUNDS	15
 
+/* Create the slot with its log on, or move it; @pages 0: delete it. */
 static void set_slot(struct ring_vm *rv, uint64_t gpa, uint64_t pages)
 {
-	struct kvm_userspace_memory_region region = {
-		.slot = RING_VM_SLOT,
-		.flags = KVM_MEM_LOG_DIRTY_PAGES,
-		.guest_phys_addr = gpa,
-		.memory_size = pages * getpagesize(),
-		.userspace_addr = (uintptr_t)rv->mem,
-	};
-
-	vm_ioctl(rv->vm, KVM_SET_USER_MEMORY_REGION, &region);
+	ring_vm_set_slot(rv, gpa, rv->mem, pages * getpagesize(),
+			 KVM_MEM_LOG_DIRTY_PAGES);
 }
 
 static uint64_t *page_of(struct ring_vm *rv, uint64_t page)
@@ -541,7 +535,7 @@ static uint64_t *page_of(struct ring_vm *rv, uint64_t page)
 	return (uint64_t *)(rv->mem + page * getpagesize());
 }
 
-/* Let the guest end its task, the store that could not be done included. */
+/* Let the guest end its task, beginning with the store that had no memslot. */
 static void resume(struct ring_vm *rv)
 {
 	struct kvm_run *run = vcpu_state(rv->vm, 0);
@@ -558,8 +552,8 @@ static void resume(struct ring_vm *rv)
 }
 
 /*
- * Let the slot go, by @change, while a vCPU writes to one page after another,
- * or is preempted in the middle of that.
+ * Delete or move the slot, by @change, while a vCPU writes page after page, or
+ * is preempted while it does.
  */
 static void slot_goes(void (*change)(struct ring_vm *rv), bool preempted)
 {
@@ -572,7 +566,7 @@ static void slot_goes(void (*change)(struct ring_vm *rv), bool preempted)
 	int round;
 
 	for (round = 0; round < SLOT_ROUNDS; round++) {
-		/* All pages are mapped, clean, and known. */
+		/* Have all pages mapped, clean, and known. */
 		ring_vm_write(rv, 0, 0, SLOT_PAGES);
 		ring_vm_collect_all(rv);
 		ring_vm_forget(rv);
@@ -588,11 +582,13 @@ static void slot_goes(void (*change)(struct ring_vm *rv), bool preempted)
 		       SLOT_PAGES * round / SLOT_ROUNDS)
 			;
 		if (preempted)
-			/* The change may wait for it. */
+			/* With a limit: the change may wait for it. */
 			ring_vm_preempt(&preempter, 50);
 		change(rv);
 
-		/* Nobody can write to it now: what is changed is in the ring. */
+		/*
+		 * Nothing can write to it now: what has changed is in the ring.
+		 */
 		written = 0;
 		ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL);
 		for (i = 0; i < SLOT_PAGES; i++) {
@@ -610,14 +606,14 @@ static void slot_goes(void (*change)(struct ring_vm *rv), bool preempted)
 		}
 		ring_vm_runner_stop(&runner);
 
-		/* It comes back where it was; the guest goes on. */
+		/* Have it back where it was, and let the guest go on. */
 		vm_reset_dirty_rings(rv->vm);
 		set_slot(rv, RING_VM_GPA, SLOT_PAGES);
 		resume(rv);
 		ring_vm_collect_all(rv);
 		ring_vm_forget(rv);
 	}
-	printf("# %lu of %d times it went in the middle of it\n", halfway,
+	printf("# %lu of %d times the slot went while the guest wrote\n", halfway,
 	       SLOT_ROUNDS);
 	ring_vm_free(rv);
 }
@@ -667,7 +663,7 @@ static void slot_recreated(void)
 	EXPECT(ring_vm_collect(rv), 64);
 	ring_vm_expect(rv, 0, 64);
 
-	/* No memory is left to write to: the slot as it was, for the end. */
+	/* Have the slot as it was, for ring_vm_free(). */
 	set_slot(rv, 0, 0);
 	set_slot(rv, RING_VM_GPA, 128);
 	ring_vm_free(rv);
@@ -676,10 +672,13 @@ static void slot_recreated(void)
 static const struct test_case cases[] = {
 	{ "hot-plug: a vCPU comes while others are reset", hot_plug },
 #ifdef __x86_64__
-	{ "plug-aside: what was aside is in the new vCPU's ring", plug_aside },
+	{ "plug-overflow: what was left over is in the new vCPU's ring",
+	  plug_overflow },
 #endif
 	{ "any-order: file descriptors and the mapping go", any_order },
-	{ "full-any-order: the same, everything full", full_any_order },
+	/* One VM after another */
+	{ "full-any-order: the same, everything full", full_any_order,
+	  .seconds = 400 },
 	{ "forked: reads the ring, EIO for a reset", forked },
 	{ "vmm-dies: nothing is left behind", vmm_dies },
 	{ "full: a VM ends in every order, with everything full", full },

@@ -2,7 +2,7 @@
 /*
  * Test what else the kernel does with memory that is a mapped dirty ring
  *
- * Shows, one case each, that other parts of the kernel, which look for the pages
+ * Show, one case each, that other parts of the kernel, which look for the pages
  * behind an address, get those of the ring and of the vCPU's run page, or an
  * error where there is no page, wherever a mapping of the vCPU begins and ends:
  *  - a process that reads or writes another's memory,
@@ -31,23 +31,16 @@
 
 #include "test_util.h"
 #include "kvm_util.h"
-#include "dirty_ring.h"
+#include "dirty_ring_vm.h"
 #include "test_cases.h"
 
-/* The same on all architectures; not in the headers of all that run this */
+/* The same on all architectures, and not in all headers */
 #ifndef __NR_io_uring_setup
 #define __NR_io_uring_setup	425
 #define __NR_io_uring_register	427
 #endif
 
-#define RING_PAGE	KVM_DIRTY_LOG_PAGE_OFFSET
 #define RING_PAGES	16
-
-#ifdef __x86_64__
-#define VCPU_MMAP_PAGES	3
-#else
-#define VCPU_MMAP_PAGES	2
-#endif
 
 static const struct {
 	int first;
@@ -73,55 +66,15 @@ static const struct {
 	{ RING_PAGE + RING_PAGES, 4 },
 };
 
-#define EXPECT_ERROR(expr, want) do {					\
-	long __want = (want), __ret;					\
-									\
-	errno = 0;							\
-	__ret = (long)(expr);						\
-	TEST_ASSERT(__ret == -1 && errno == __want,			\
-		    "%s: got %ld (%s), want -1 (%s)",			\
-		    #expr, __ret, strerror(errno), strerror(__want));	\
-} while (0)
-
 static size_t page;
-/* Opened, and asked, as long as that is allowed */
-static int kvm_fd;
-static uint32_t ring_cap;
-/* What is mapped of the vCPU, and the number of its first page */
+/* The mapping that is tried, and its first page's number in the vCPU's file */
 static uint8_t *mem;
 static int mem_first, mem_pages;
 
-/* A new vCPU with a ring, the only one of its VM, which it holds */
-static int vcpu_create(void)
-{
-	struct kvm_enable_cap cap = {
-		.cap = ring_cap,
-		.args[0] = RING_PAGES * page,
-	};
-	int vm, vcpu;
-
-	vm = ioctl(kvm_fd, KVM_CREATE_VM, 0);
-	TEST_ASSERT(vm >= 0, "KVM_CREATE_VM: %s", strerror(errno));
-	EXPECT(ioctl(vm, KVM_ENABLE_CAP, &cap), 0);
-	vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
-	TEST_ASSERT(vcpu >= 0, "KVM_CREATE_VCPU: %s", strerror(errno));
-	close(vm);
-	return vcpu;
-}
-
-static uint8_t *map(int vcpu, int first, int pages, int prot)
-{
-	uint8_t *p = mmap(NULL, pages * page, prot, MAP_SHARED, vcpu,
-			  first * page);
-
-	TEST_ASSERT(p != MAP_FAILED, "mmap of %d pages from %d on: %s", pages,
-		    first, strerror(errno));
-	return p;
-}
-
 static uint8_t *map_ring(int vcpu)
 {
-	return map(vcpu, RING_PAGE, RING_PAGES, PROT_READ | PROT_WRITE);
+	return vcpu_fd_map(vcpu, RING_PAGE, RING_PAGES, PROT_READ | PROT_WRITE,
+			   MAP_SHARED);
 }
 
 static bool in_ring(int nr)
@@ -148,17 +101,18 @@ static void fill(uint8_t *ring)
 		*(uint64_t *)(ring + i * page) = pattern(RING_PAGE + i);
 }
 
-/* Do it with each of the mappings, as yet untouched and then again. */
+/* Call @fn for each of the mappings twice: not touched yet, and touched. */
 static void with_each_range(void (*fn)(uint8_t *ring))
 {
-	int vcpu = vcpu_create(), i;
+	int vcpu = vcpu_fd_create(RING_PAGES), i;
 	uint8_t *ring = map_ring(vcpu);
 
 	fill(ring);
 	for (i = 0; i < ARRAY_SIZE(ranges); i++) {
 		mem_first = ranges[i].first;
 		mem_pages = ranges[i].pages;
-		mem = map(vcpu, mem_first, mem_pages, PROT_READ | PROT_WRITE);
+		mem = vcpu_fd_map(vcpu, mem_first, mem_pages,
+				  PROT_READ | PROT_WRITE, MAP_SHARED);
 		fn(ring);
 		fn(ring);
 		EXPECT(munmap(mem, mem_pages * page), 0);
@@ -171,7 +125,7 @@ static void with_each_range(void (*fn)(uint8_t *ring))
  * Another process
  */
 
-/* A child with the same memory, which waits for its end; or traced, and stopped */
+/* Fork a child that stops, traced or not, with the same memory. */
 static pid_t child_start(bool traced)
 {
 	pid_t pid = fork();
@@ -218,7 +172,7 @@ static void readv_pages(pid_t pid)
 			EXPECT(*(uint64_t *)buf == pattern(mem_first + i), 1);
 	}
 
-	/* All in one call: up to where there is none. */
+	/* All in one call: up to the first page that is not there */
 	for (n = 0; n < mem_pages && has_page(mem_first + n); n++)
 		;
 	EXPECT(vm_io(pid, false, buf, mem, mem_pages * page),
@@ -322,7 +276,7 @@ static void debugger(void)
  * I/O
  */
 
-/* A file, or a block device, that can be read directly, in @path */
+/* Put into @path a file, or a block device, that takes direct I/O. */
 static bool find_direct(char *path, size_t size)
 {
 	DIR *dir = opendir("/sys/block");
@@ -412,10 +366,10 @@ static void splice_range(uint8_t *ring)
 	close(fds[1]);
 }
 
-/* The pipe has the pages when vCPU and ring are gone. */
+/* The pipe keeps the pages when vCPU and ring are gone. */
 static void splice_outlives(void)
 {
-	int vcpu = vcpu_create(), fds[2], i;
+	int vcpu = vcpu_fd_create(RING_PAGES), fds[2], i;
 	uint8_t *ring = map_ring(vcpu), *buf = malloc(page);
 	struct iovec iov = { ring, 8 * page };
 
@@ -440,8 +394,8 @@ static void pipes(void)
 }
 
 /*
- * Buffers that io_uring holds on to have to be anonymous memory, or huge pages, if the
- * kernel is not a newer one; it looks at the pages before it says so.
+ * This kernel's io_uring refuses fixed buffers that are neither anonymous
+ * memory nor huge pages, but pins them first.
  */
 static void uring_range(uint8_t *ring)
 {
@@ -486,10 +440,11 @@ static void expect_pattern(uint8_t *p, int nr)
 
 static void lock_ring(void)
 {
-	int vcpu = vcpu_create();
-	uint8_t *p = map(vcpu, RING_PAGE, 4, PROT_READ | PROT_WRITE), *q;
+	int vcpu = vcpu_fd_create(RING_PAGES);
+	uint8_t *p, *q;
 	int i;
 
+	p = vcpu_fd_map(vcpu, RING_PAGE, 4, PROT_READ | PROT_WRITE, MAP_SHARED);
 	fill(map_ring(vcpu));
 	EXPECT(mlock(p, 4 * page), 0);
 	for (i = 0; i < 4; i++)
@@ -499,9 +454,8 @@ static void lock_ring(void)
 	EXPECT(munmap(p + page, page), 0);
 	EXPECT(munlockall(), 0);
 
-	q = mmap(NULL, 4 * page, PROT_READ, MAP_SHARED | MAP_POPULATE, vcpu,
-		 RING_PAGE * page);
-	TEST_ASSERT(q != MAP_FAILED, "MAP_POPULATE: %s", strerror(errno));
+	q = vcpu_fd_map(vcpu, RING_PAGE, 4, PROT_READ,
+			MAP_SHARED | MAP_POPULATE);
 	expect_pattern(q + 3 * page, RING_PAGE + 3);
 	close(vcpu);
 }
@@ -537,7 +491,7 @@ static void forks(void)
 
 static void move_ring(void)
 {
-	int vcpu = vcpu_create();
+	int vcpu = vcpu_fd_create(RING_PAGES);
 	uint8_t *p = map_ring(vcpu), *q, *r;
 
 	fill(p);
@@ -550,7 +504,7 @@ static void move_ring(void)
 	expect_pattern(q, RING_PAGE);
 	expect_pattern(q + 15 * page, RING_PAGE + 15);
 
-	/* Another one of the same, and less of it */
+	/* A second mapping of the same, and a smaller one */
 	p = mremap(q, 0, 2 * page, MREMAP_MAYMOVE);
 	if (p != MAP_FAILED) {
 		expect_pattern(p + page, RING_PAGE + 1);
@@ -563,7 +517,7 @@ static void move_ring(void)
 	/* Never more */
 	EXPECT_ERROR(mremap(p, 4 * page, 5 * page, MREMAP_MAYMOVE), EFAULT);
 
-	/* Thrown out or taken apart, what is in it stays. */
+	/* Dropped or taken apart, its contents stay. */
 	EXPECT(madvise(p, 4 * page, MADV_DONTNEED), 0);
 	expect_pattern(p + 2 * page, RING_PAGE + 2);
 	madvise(p, 4 * page, MADV_PAGEOUT);
@@ -583,7 +537,7 @@ static void move_ring(void)
  * A core dump
  */
 
-/* Does the file have what the pages of the ring begin with, all of them? */
+/* How many pages of the ring does the file have? */
 static int patterns_in(const char *path)
 {
 	bool found[RING_PAGES] = {};
@@ -609,7 +563,7 @@ static void core_dump(void)
 {
 	struct rlimit limit = { RLIM_INFINITY, RLIM_INFINITY };
 	char dir[] = "/tmp/kvm-core-XXXXXX", cmd[64], line[128] = "";
-	int vcpu = vcpu_create(), status, fd;
+	int vcpu = vcpu_fd_create(RING_PAGES), status, fd;
 	struct dirent *d;
 	uint8_t *ring;
 	DIR *entries;
@@ -624,11 +578,11 @@ static void core_dump(void)
 	TEST_ASSERT(mkdtemp(dir), "mkdtemp: %s", strerror(errno));
 	setrlimit(RLIMIT_CORE, &limit);
 
-	ring = map(vcpu, 0, 200, PROT_READ | PROT_WRITE);
+	ring = vcpu_fd_map(vcpu, 0, 200, PROT_READ | PROT_WRITE, MAP_SHARED);
 	fill(ring + RING_PAGE * page);
 	pid = fork();
 	if (!pid) {
-		/* All that is shared, and of a file, too. */
+		/* Dump shared memory, and that of files, too. */
 		fd = open("/proc/self/coredump_filter", O_WRONLY);
 		if (fd < 0 || write(fd, "0x7f", 4) != 4 || chdir(dir))
 			_exit(1);
@@ -660,7 +614,7 @@ static void no_privilege(void)
 	EXPECT(setgroups(0, NULL), 0);
 	EXPECT(setgid(65534), 0);
 	EXPECT(setuid(65534), 0);
-	/* So that its child may be looked at. */
+	/* Let its child be read. */
 	EXPECT(prctl(PR_SET_DUMPABLE, 1), 0);
 
 	vm_readv();
@@ -690,8 +644,7 @@ int main(int argc, char **argv)
 {
 	page = getpagesize();
 	dirty_ring_check_supported();
-	ring_cap = dirty_ring_cap();
-	kvm_fd = open("/dev/kvm", O_RDWR);
-	TEST_ASSERT(kvm_fd >= 0, "/dev/kvm: %s", strerror(errno));
+	/* While that is allowed */
+	kvm_fd_get();
 	test_cases_main(argc, argv, cases, ARRAY_SIZE(cases));
 }

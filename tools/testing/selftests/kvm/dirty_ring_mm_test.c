@@ -28,7 +28,7 @@
 #define HUGE_SIZE	(2UL << 20)
 #define SIZE		(2 * HUGE_SIZE)
 
-/* At most; on a slow machine fewer, in so many seconds. */
+/* At most so many rounds, in at most so many seconds */
 #define ROUNDS		16
 #define COLLECTS	3
 #define SECONDS		10
@@ -72,15 +72,7 @@ static uint64_t next_random(struct churn *c)
 
 static void set_slot(struct churn *c, size_t size, uint32_t flags)
 {
-	struct kvm_userspace_memory_region region = {
-		.slot = RING_VM_SLOT,
-		.flags = flags,
-		.guest_phys_addr = RING_VM_GPA,
-		.memory_size = size,
-		.userspace_addr = (uintptr_t)c->mem,
-	};
-
-	vm_ioctl(c->rv->vm, KVM_SET_USER_MEMORY_REGION, &region);
+	ring_vm_set_slot(c->rv, RING_VM_GPA, c->mem, size, flags);
 }
 
 static void *map_memory(size_t size)
@@ -127,7 +119,7 @@ static void note_page(uint32_t slot, uint64_t offset, void *data)
 	c->bitmap[offset / 64] |= 1UL << offset % 64;
 }
 
-/* Collect what is dirty, protect it, and copy it; return how many pages. */
+/* Collect, protect and copy what is dirty. Return: how many pages. */
 static uint64_t collect(struct churn *c)
 {
 	struct kvm_vm *vm = c->rv->vm;
@@ -154,14 +146,6 @@ static uint64_t collect(struct churn *c)
 	return n;
 }
 
-static uint64_t seconds(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec;
-}
-
 static uint64_t stores(struct churn *c)
 {
 	return READ_ONCE(ring_vm_task(c->rv, 0)->stores);
@@ -180,10 +164,10 @@ static void some_stores(struct churn *c)
 	uint64_t before = stores(c), n = 1 + next_random(c) % c->rv->pages;
 	uint32_t exits = READ_ONCE(c->runner.exits);
 
-	/* The time limit of the case ends it if nothing gets on. */
+	/* If nothing moves, the case's time limit ends it. */
 	while (stores(c) - before < n) {
 		usleep(100);
-		/* The ring is full: no other exit is to be expected. */
+		/* The ring is full: there is no other reason for an exit. */
 		if (c->ring && READ_ONCE(c->runner.exits) != exits)
 			collect(c);
 	}
@@ -202,13 +186,13 @@ static void compare(struct churn *c, int round)
 			    round, i);
 }
 
-/* Do something to the memory, again and again, while the vCPU writes. */
+/* Call @work again and again while the vCPU writes. */
 static void churn(struct churn *c, void (*work)(struct churn *c, int round))
 {
-	uint64_t start = seconds();
+	uint64_t start = now_s();
 	int round, i;
 
-	for (round = 0; round < ROUNDS && seconds() - start < SECONDS; round++) {
+	for (round = 0; round < ROUNDS && now_s() - start < SECONDS; round++) {
 		start_vcpu(c);
 		for (i = 0; i < COLLECTS; i++) {
 			some_stores(c);
@@ -253,7 +237,7 @@ static uint64_t read_file(const char *path)
 	return value;
 }
 
-/* How often the kernel has done this so far, as it counts in /proc/vmstat */
+/* A count of /proc/vmstat */
 static uint64_t vm_counter(const char *name)
 {
 	FILE *file = fopen("/proc/vmstat", "r");
@@ -280,7 +264,7 @@ static void do_advise(struct churn *c, size_t from, size_t size, int advice,
 #define advise(c, from, size, advice) \
 	do_advise(c, from, size, advice, #advice)
 
-/* What is thrown away is zero then, for the copy too. */
+/* Throw pages away, which makes them zero; so in the copy. */
 static void throw_away(struct churn *c, size_t from, size_t size)
 {
 	advise(c, from, size, MADV_DONTNEED);
@@ -297,8 +281,8 @@ static uint64_t sum(struct churn *c)
 }
 
 /*
- * A child has the memory as it was. All of the parent's pages are copied when the
- * vCPU writes them, and the child's when the child does.
+ * Fork: the child keeps the memory as it was. Pages are copied when the vCPU
+ * writes them, or the child does.
  */
 static void work_fork(struct churn *c, int round)
 {
@@ -331,7 +315,7 @@ static void work_dontneed(struct churn *c, int round)
 	throw_away(c, page * c->page_size, n * c->page_size);
 }
 
-/* Flags that change nothing but what is one VMA. */
+/* Flags that only split and merge VMAs */
 static void work_split(struct churn *c, int round)
 {
 	size_t page = next_random(c) % c->rv->pages;
@@ -346,7 +330,7 @@ static void work_split(struct churn *c, int round)
 	advise(c, 0, SIZE, MADV_DOFORK);
 }
 
-/* With holes, so that there is something to fill. */
+/* Make holes, so that there is something to fill. */
 static void work_compact(struct churn *c, int round)
 {
 	size_t page;
@@ -356,7 +340,7 @@ static void work_compact(struct churn *c, int round)
 	set_file("/proc/sys/vm/compact_memory", "1");
 }
 
-/* Whatever is there when logging starts counts as dirty. */
+/* Whatever was written before logging starts has to be copied. */
 static void work_toggle(struct churn *c, int round)
 {
 	set_slot(c, SIZE, 0);
@@ -365,7 +349,7 @@ static void work_toggle(struct churn *c, int round)
 	memcpy(c->copy, c->mem, SIZE);
 }
 
-/* Small pages, collapsed; or huge ones, also for KVM, and split. */
+/* Collapse small pages; or split huge ones, which KVM maps huge, too. */
 static void work_huge(struct churn *c, int round)
 {
 	uint64_t until, before;
@@ -376,9 +360,9 @@ static void work_huge(struct churn *c, int round)
 		for (i = 0; i < SIZE; i += 2 * c->page_size)
 			throw_away(c, i, c->page_size);
 		before = vm_counter("thp_collapse_alloc");
-		until = seconds() + 2;
+		until = now_s() + 2;
 		while (vm_counter("thp_collapse_alloc") == before &&
-		       seconds() < until) {
+		       now_s() < until) {
 			some_stores(c);
 			collect(c);
 		}
@@ -442,8 +426,8 @@ static void huge_case(bool ring)
 }
 
 /*
- * KSM merges pages that are alike, and not changed for a while: the vCPU writes
- * the same to all of them, and stops.
+ * Have the vCPU write the same to all pages, and stop: KSM merges pages that
+ * are alike and do not change for a while.
  */
 static void guest_same(uint64_t pages)
 {
@@ -456,16 +440,16 @@ static void guest_same(uint64_t pages)
 	}
 }
 
-/* Whether KSM has merged most pages, or has forgotten all it had merged */
+/* Wait until KSM has merged most pages, or has unmerged all. */
 static void wait_for_ksm(struct churn *c, bool merged)
 {
-	uint64_t until = seconds() + PATIENCE, sharing;
+	uint64_t until = now_s() + PATIENCE, sharing;
 
 	while (true) {
 		sharing = read_file(KSM "pages_sharing");
 		if (merged ? sharing >= c->rv->pages / 2 : !sharing)
 			return;
-		TEST_ASSERT(seconds() < until, "KSM has merged %lu pages",
+		TEST_ASSERT(now_s() < until, "KSM has merged %lu pages",
 			    sharing);
 		usleep(1000);
 	}
@@ -492,7 +476,7 @@ static void ksm_case(bool ring)
 	ring_vm_set_code(c->rv, 0, guest_same, c->rv->pages);
 
 	for (round = 0; round < ROUNDS / 4; round++) {
-		/* Each page is written, whatever it was mapped to. */
+		/* Write each page, whatever it is mapped to. */
 		EXPECT(ring_vm_run(c->rv, 0), RING_VM_DONE);
 		EXPECT(collect(c), c->rv->pages);
 		compare(c, round);
@@ -503,7 +487,7 @@ static void ksm_case(bool ring)
 		wait_for_ksm(c, true);
 		compare(c, round);
 
-		/* Unmerged by the vCPU's writes, and by the host meanwhile. */
+		/* Unmerge by the vCPU's writes, and by the host meanwhile. */
 		if (round % 2)
 			EXPECT(pthread_create(&thread, NULL, unmerge, c), 0);
 		EXPECT(ring_vm_run(c->rv, 0), RING_VM_DONE);

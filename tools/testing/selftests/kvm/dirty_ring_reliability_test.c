@@ -2,7 +2,7 @@
 /*
  * Test that KVM's dirty ring never loses a page
  *
- * Shows, one case each, that
+ * Show, one case each, that
  *  - signals that rain on the thread that resets neither make a reset return
  *    short nor leave a page that was counted as reset unprotected,
  *  - a fatal signal does end a reset, and even then nothing is lost,
@@ -44,24 +44,15 @@
 #define sigev_notify_thread_id _sigev_un._tid
 #endif
 
-static void need_two_cpus(void)
-{
-	cpu_set_t cpus;
-
-	sched_getaffinity(0, sizeof(cpus), &cpus);
-	if (CPU_COUNT(&cpus) < 2)
-		test_case_skip("needs two CPUs");
-}
-
 /*
- * Signals that rain on the calling thread: from a timer, which interrupts
- * whatever the thread does, and from another thread.
+ * Send signals to the calling thread all the time, by a timer, which interrupts
+ * whatever it does, and by another thread.
  */
 
 #define STORM_TIMER_NS	100000
 /*
- * Where the thread has more to do than to take signals, fewer: a slow machine gets
- * nothing else done. The resets of signal_vm() take longer.
+ * Fewer, so that a slow machine gets something done between them. The resets of
+ * signal_vm() take longer than that.
  */
 #define STORM_MILD_NS	500000
 #define STORM_MILD_US	100
@@ -98,7 +89,7 @@ static void storm_start(bool mild)
 		.it_value.tv_nsec = ns,
 		.it_interval.tv_nsec = ns,
 	};
-	/* Without SA_RESTART, so that an interrupted ioctl is seen. */
+	/* Without SA_RESTART, to see an interrupted ioctl */
 	struct sigaction sa = { .sa_handler = storm_handler };
 	struct sigevent event = {
 		.sigev_notify = SIGEV_THREAD_ID,
@@ -139,8 +130,8 @@ static struct ring_vm *signal_vm(void)
 }
 
 /*
- * All pages were reset before the call: write to all of them, and all must
- * be reported. Leaves them harvested.
+ * Write to all pages, which were reset before: all must be reported. Leave them
+ * harvested.
  */
 static void write_all_again(struct ring_vm *rv)
 {
@@ -197,7 +188,7 @@ static void signals_never_short(void)
 	reset_in_storm(true);
 }
 
-/* A process that shares nothing but memory and files, to be killed. */
+/* A process to be killed, which shares memory and files with this one */
 static struct {
 	int fd;
 	bool started;
@@ -232,16 +223,17 @@ static void fatal_signal(void)
 	int status, i, reset, early = 0;
 	struct timespec start;
 	int64_t full = INT64_MAX, delay;
+	cpu_set_t cpus;
 	uint8_t *stack;
 	pid_t pid;
 
-	need_two_cpus();
+	need_two_cpus(&cpus);
 	stack = mmap(NULL, VICTIM_STACK, PROT_READ | PROT_WRITE,
 		     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	TEST_ASSERT(stack != MAP_FAILED, "mmap failed");
 	victim.fd = vm_get_fd(rv->vm);
 
-	/* How long does it take undisturbed? */
+	/* See how long a reset takes undisturbed. */
 	for (i = 0; i < 5; i++) {
 		write_all_again(rv);
 		clock_gettime(CLOCK_MONOTONIC, &start);
@@ -268,7 +260,7 @@ static void fatal_signal(void)
 		kill(pid, SIGKILL);
 		TEST_ASSERT(waitpid(pid, &status, 0) == pid, "waitpid failed");
 
-		/* What it got done is done, the rest is left to the next. */
+		/* What it has reset is reset, the rest is left to the next. */
 		empty = count_empty(rv, first, n);
 		reset = vm_reset_dirty_rings(rv->vm);
 		TEST_ASSERT(empty + reset == n,
@@ -336,7 +328,7 @@ static void *churn_forge(void *unused)
 	return NULL;
 }
 
-/* Resets while a vCPU pushes and @fn harvests or forges. */
+/* Reset while a vCPU pushes and @fn harvests or forges. */
 static uint32_t reset_in_churn(void *(*fn)(void *))
 {
 	uint32_t entries = 4 * ring_vm_min_entries();
@@ -346,7 +338,7 @@ static uint32_t reset_in_churn(void *(*fn)(void *))
 	uint32_t sum = 0;
 	int ret;
 
-	/* With enough pages to fill the ring */
+	/* Enough pages to fill the ring */
 	rv = ring_vm_create(entries, 1, entries > 8192 ? entries : 8192,
 			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
 	churn.rv = rv;
@@ -380,7 +372,7 @@ static void endless_harvest(void)
 	TEST_ASSERT(sum == churn.harvested, "Harvested %u, %u got reset",
 		    churn.harvested, sum);
 
-	/* The rest, and the ring is as good as new. */
+	/* Take the rest: the ring is as good as new. */
 	ring_vm_collect_all(rv);
 	ring_vm_forget(rv);
 	ring_vm_write(rv, 0, 50, 100);
@@ -397,7 +389,7 @@ static void fill_to_limit(struct ring_vm *rv)
 	if (dirty_ring_cpu_logs_pages())
 		ring_vm_run(rv, 0);
 	TEST_ASSERT(ring_vm_run(rv, 0) == RING_VM_FULL,
-		    "Not full at the limit");
+		    "The ring is not full at the limit");
 }
 
 static void endless_forgery(void)
@@ -411,8 +403,8 @@ static void endless_forgery(void)
 	TEST_ASSERT(sum, "No entry got reset");
 
 	/*
-	 * Who forges may lose pages, but the counters hold: harvest all that
-	 * may be there, and the ring has room for exactly the limit.
+	 * Forging may lose pages, but not make KVM miscount: once all is
+	 * harvested and reset, the ring has room for exactly the limit.
 	 */
 	for (i = 0; i < rv->entries; i++)
 		WRITE_ONCE(ring[i].flags, KVM_DIRTY_GFN_F_RESET);
@@ -474,12 +466,12 @@ static void log_start(struct ring_vm *rv)
 
 	/* Mapped and written to before there is a log */
 	ring_vm_write(rv, 0, 0, 1000);
-	TEST_ASSERT(!ring_vm_collect(rv), "Nothing is tracked as yet");
+	TEST_ASSERT(!ring_vm_collect(rv), "Pages are reported before logging starts");
 
 	for (i = 0; i < 3; i++) {
 		vm_mem_region_set_flags(rv->vm, RING_VM_SLOT,
 					KVM_MEM_LOG_DIRTY_PAGES);
-		/* Over-reporting is allowed, losing is not. */
+		/* More may be reported, nothing may be lost. */
 		ring_vm_collect_all(rv);
 		ring_vm_forget(rv);
 		ring_vm_write(rv, 0, 300, 100);
@@ -488,7 +480,7 @@ static void log_start(struct ring_vm *rv)
 
 		vm_mem_region_set_flags(rv->vm, RING_VM_SLOT, 0);
 		ring_vm_write(rv, 0, 0, 1000);
-		TEST_ASSERT(!ring_vm_collect(rv), "Nothing is tracked any more");
+		TEST_ASSERT(!ring_vm_collect(rv), "Pages are reported after logging stopped");
 	}
 	ring_vm_free(rv);
 }
@@ -528,9 +520,7 @@ static void manual_protect_last(void)
 	}
 }
 
-/*
- * A copy of the memory, made of nothing but what is reported
- */
+/* A copy of the memory, made only of what is reported */
 
 struct copy {
 	struct ring_vm *rv;
@@ -554,11 +544,11 @@ static void copy_mark(uint32_t slot, uint64_t offset, void *data)
 	struct copy *copy = data;
 
 	TEST_ASSERT(slot == RING_VM_SLOT && offset < copy->rv->pages,
-		    "Slot %#x, page %#lx", slot, offset);
+		    "Slot %#x, page %#lx is reported but not tracked", slot, offset);
 	copy->pages[copy->nr++] = offset;
 }
 
-/* Bring the copy up to date, with what is in the rings now. */
+/* Bring the copy up to date with what is in the rings. */
 static uint32_t copy_update(struct copy *copy)
 {
 	struct ring_vm *rv = copy->rv;
@@ -597,7 +587,7 @@ static void copy_finish(struct copy *copy)
 
 #ifdef __x86_64__
 
-/* Each of the pages was reported, at least once. */
+/* Expect that each of the pages was reported, at least once. */
 static void expect_reported(struct ring_vm *rv, uint64_t first, uint64_t count)
 {
 	uint64_t i;
@@ -606,7 +596,7 @@ static void expect_reported(struct ring_vm *rv, uint64_t first, uint64_t count)
 		TEST_ASSERT(rv->seen[i], "Page %lu is lost", i);
 }
 
-/* What is in the ring: these pages, in this order, from the first one on */
+/* Expect these pages in the ring, in order, from @page at @pos on. */
 static void expect_order(struct ring_vm *rv, uint32_t pos, uint64_t page)
 {
 	TEST_ASSERT(pos >= rv->nr_order || rv->order[pos] == page,
@@ -632,7 +622,7 @@ static void full_for_real(void)
 		fill_to_limit(rv);
 		/* its ioctls fill the reserve, and go on. */
 		ring_vm_write_by_ioctl(rv, 0, 1000, 2500);
-		TEST_ASSERT(ring_vm_run(rv, 0) == RING_VM_FULL, "Not full");
+		TEST_ASSERT(ring_vm_run(rv, 0) == RING_VM_FULL, "The ring is not full");
 
 		/* The oldest entries are still there. */
 		TEST_ASSERT(ring_vm_harvest(rv, 0, rv->entries) == rv->entries,
@@ -649,14 +639,14 @@ static void full_for_real(void)
 		expect_reported(rv, 1000, 2500);
 
 		/* All are tracked as before. */
-		TEST_ASSERT(ring_vm_run(rv, 0) == RING_VM_DONE, "Full");
+		TEST_ASSERT(ring_vm_run(rv, 0) == RING_VM_DONE, "The ring is full after a reset");
 		ring_vm_collect_all(rv);
 		ring_vm_forget(rv);
 		ring_vm_write(rv, 0, 0, rv->limit - 1);
-		TEST_ASSERT(ring_vm_collect(rv) == rv->limit - 1, "Lost");
+		TEST_ASSERT(ring_vm_collect(rv) == rv->limit - 1, "Pages are lost");
 		ring_vm_expect(rv, 0, rv->limit - 1);
 		ring_vm_write(rv, 0, 1000, rv->limit - 1);
-		TEST_ASSERT(ring_vm_collect(rv) == rv->limit - 1, "Lost");
+		TEST_ASSERT(ring_vm_collect(rv) == rv->limit - 1, "Pages are lost");
 		ring_vm_expect(rv, 1000, rv->limit - 1);
 	}
 	ring_vm_free(rv);
@@ -669,8 +659,8 @@ static void full_step_by_step(void)
 	uint64_t page, written = 0;
 
 	/*
-	 * A ring that stays full: make little room, and write more than that.
-	 * What is kept aside piles up, scattered over the slot.
+	 * Keep the ring full: make little room, and write more than that, so
+	 * that the overflow grows, scattered over the slot.
 	 */
 	for (page = 0; page < rv->pages; page += 5, written++) {
 		ring_vm_write_by_ioctl(rv, 0, page, 1);
@@ -727,7 +717,7 @@ static void ioctls_and_resets(void)
 	struct timespec start;
 	pthread_t thread;
 
-	/* Room is made while pages that find none are put aside. */
+	/* Make room while pages that find none go to the overflow. */
 	copy_init(&ioctl_copy, rv);
 	pthread_create(&thread, NULL, ioctl_writer, NULL);
 	clock_gettime(CLOCK_MONOTONIC, &start);
@@ -750,8 +740,8 @@ static void clock_pages(void)
 	uint32_t written = 0, full = 0;
 
 	/*
-	 * KVM writes the system time on the way into the guest, which writes
-	 * nothing. The vCPU stops at the soft limit, if it gets there.
+	 * Have KVM write the system time on the way into the guest, which
+	 * writes nothing. The vCPU stops if it gets to the soft limit.
 	 */
 	ring_vm_set_task(rv, 0, 0, 0, 1);
 	for (page = 0; page < 1000; page++) {
@@ -793,7 +783,7 @@ static void *migrate_vcpu(void *data)
 	unsigned int seed = vcpu;
 
 	while (!READ_ONCE(migrate_quit)) {
-		/* All of them write to the same pages, now and then. */
+		/* Some pages are written by several vCPUs. */
 		ring_vm_set_task(rv, vcpu, rand_r(&seed) % (rv->pages - 200),
 				 rand_r(&seed) % 200, 1);
 		while (ring_vm_run(rv, vcpu) == RING_VM_FULL &&
@@ -804,7 +794,7 @@ static void *migrate_vcpu(void *data)
 }
 
 #ifdef __x86_64__
-/* KVM writes, on behalf of the last vCPU, which does not run. */
+/* Have KVM write for the last vCPU, which does not run. */
 static void *migrate_kvm(void *data)
 {
 	struct ring_vm *rv = migrate_copy.rv;
@@ -819,11 +809,11 @@ static void *migrate_kvm(void *data)
 	return NULL;
 }
 #else
-/* No ioctl to write with: the last vCPU runs like the others. */
+/* Without such an ioctl the last vCPU runs like the others. */
 #define migrate_kvm		migrate_vcpu
 #endif
 
-/* Steal time, which KVM writes whenever it schedules a vCPU. */
+/* Have KVM write steal time whenever it schedules a vCPU. */
 static void migrate_steal_time(struct ring_vm *rv)
 {
 	uint64_t gpa = RING_VM_GPA + (rv->pages - 1) * getpagesize();
@@ -867,10 +857,10 @@ static void migrate(void)
 #if defined(__x86_64__) || defined(__aarch64__)
 
 /*
- * One vCPU writes pages. While they are reset, another one, which has never written
- * them and has no TLB entry of them, looks at the ring, in memory of its own. As soon
- * as an entry is empty it writes the page. That has to be reported: if the page is
- * protected later than that, it is not.
+ * Have one vCPU write pages, and let another one, which has no TLB entries for
+ * them, watch the ring in its own memory while they are reset. It writes a page
+ * as soon as the entry is empty: that is not reported if KVM protects the page
+ * after it empties the entry.
  */
 #define RELEASE_PAGES	64
 #define RELEASE_ROUNDS	200
@@ -882,7 +872,10 @@ static struct {
 	/* Index in the ring, and page */
 	uint64_t entry;
 	uint64_t page;
-	/* Counted by the host, and by the guest: it waits, it has written. */
+	/*
+	 * Counts: of the host, and of the guest when it waits and when it has
+	 * written
+	 */
 	uint64_t round;
 	uint64_t waits;
 	uint64_t written;
@@ -910,23 +903,21 @@ static void watch_code(uint64_t unused)
 
 static void released_protected(void)
 {
-	struct kvm_userspace_memory_region region = {
-		.slot = RELEASE_SLOT,
-		.guest_phys_addr = RELEASE_GPA,
-	};
 	struct ring_vm_runner runner;
 	typeof(watch) *w;
 	struct ring_vm *rv;
 	uint64_t round;
+	cpu_set_t cpus;
+	size_t size;
 
-	need_two_cpus();
+	need_two_cpus(&cpus);
 	rv = ring_vm_create(ring_vm_min_entries(), 2, RELEASE_PAGES,
 			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
-	region.memory_size = rv->entries * sizeof(struct kvm_dirty_gfn);
-	region.userspace_addr = (uintptr_t)vcpu_dirty_ring(rv->vm, 1);
-	vm_ioctl(rv->vm, KVM_SET_USER_MEMORY_REGION, &region);
+	size = rv->entries * sizeof(struct kvm_dirty_gfn);
+	vm_set_slot(rv->vm, RELEASE_SLOT, RELEASE_GPA,
+		    vcpu_dirty_ring(rv->vm, 1), size, 0);
 	virt_map(rv->vm, RELEASE_GVA, RELEASE_GPA,
-		 region.memory_size / vm_get_page_size(rv->vm), 0);
+		 size / vm_get_page_size(rv->vm), 0);
 
 	w = addr_gva2hva(rv->vm, (vm_vaddr_t)&watch);
 	w->page_size = getpagesize();
@@ -939,11 +930,11 @@ static void released_protected(void)
 		       RELEASE_PAGES);
 		ring_vm_forget(rv);
 
-		/* The last ones are protected last. */
+		/* Choose one of the last, which are protected last. */
 		w->page = RELEASE_PAGES - 1 - round % 8;
 		w->entry = ((round - 1) * RELEASE_PAGES + w->page) %
 			   rv->entries;
-		/* The guest reads the others when it sees this. */
+		/* The guest reads page and entry once it sees this. */
 		smp_store_release(&w->round, round);
 		while (READ_ONCE(w->waits) != round)
 			;
@@ -951,7 +942,7 @@ static void released_protected(void)
 		while (READ_ONCE(w->written) != round)
 			;
 
-		/* Where the CPU logs pages, it may not have been told yet. */
+		/* Where the CPU logs pages, KVM may not know of it yet. */
 		if (dirty_ring_cpu_logs_pages())
 			EXPECT(ioctl(vm_get_fd(rv->vm), KVM_SYNC_DIRTY_RINGS, 0),
 			       0);

@@ -35,7 +35,8 @@
 
 /*
  * What the guest writes to, in pages: a memslot that stays, then windows for
- * the one that comes and goes and, at either of two places, the one that moves.
+ * the one that is deleted and created, and for the two places of the one that
+ * moves.
  */
 #define BASE_PAGES	2048
 #define WINDOW_PAGES	512
@@ -45,11 +46,11 @@
 #define WINDOW_GONE	0
 #define WINDOW_MOVE	1	/* and the next one */
 
-/* The start of each page is for KVM, the rest for the guest; in words. */
+/* KVM writes to the start of a page, the guest to the rest; in words. */
 #define KVM_WORDS	8
 #define PAGE_WORDS	(page_bytes / sizeof(uint64_t))
 
-/* One burst of writes to a word in so many is long, up to 2^20 writes. */
+/* One in so many bursts of writes to a word is long, up to 2^20 writes. */
 #define BURST_LONG	64
 #define BURST_SHIFTS	21
 
@@ -57,13 +58,13 @@
 #define PAGE_LOCKS	64
 
 /*
- * Shared with the guest: whether there is memory behind a window. It is a hint
- * only: the memslot is gone shortly before it is cleared, and writes that come
- * too late are MMIO. Closing the window first would leave nobody to race with.
+ * Shared with the guest: whether there is memory behind a window. Only a hint:
+ * it is cleared after the memslot is gone, and writes that come too late are
+ * MMIO. Cleared before, there would be no race to test.
  */
 struct windows {
 	uint64_t open[WINDOWS];
-} __aligned(64);	/* Within a page, whatever its address. */
+} __aligned(64);	/* Never across pages */
 
 static struct windows guest_windows;
 static uint64_t page_bytes;
@@ -71,7 +72,7 @@ static uint64_t page_bytes;
 struct area {
 	uint32_t slot;
 	uint64_t pages;
-	/* Place in the guest: the page that is the first one of the memslot. */
+	/* Place in the guest: the memslot's first page */
 	uint64_t first;
 	uint8_t *mem;
 	uint8_t *copy;
@@ -105,27 +106,27 @@ static struct windows *windows;
 static unsigned int seed;
 static bool quit;
 
-/* A ring is harvested by one thread at a time. */
+/* One thread at a time harvests a ring. */
 static pthread_mutex_t ring_lock[RING_VM_MAX_VCPUS];
 
 /*
- * A page is copied by one thread at a time. The later one reads the memory
- * later, so that nothing old gets over something new.
+ * One thread at a time copies a page, so that no older contents replace newer
+ * ones.
  */
 static pthread_mutex_t page_lock[PAGE_LOCKS];
 
-/* Read: a vCPU runs. Write: none does. Taken before the rounds' lock. */
+/* Read: a vCPU runs. Write: none does. Take it before the rounds' lock. */
 static pthread_rwlock_t vcpus_lock;
 
 /*
  * Read: a round of harvest, reset and copy, or an ioctl that has KVM write.
- * Write: all rounds that began have ended, what they harvested is copied.
+ * Write: all rounds have ended, and copied what they harvested.
  */
 static pthread_rwlock_t rounds_lock;
 
 /*
- * For how long at most harvesting threads rest after a round, in us. Changes
- * now and then: without a rest resets meet, after a long one rings are full.
+ * Longest rest of harvesting threads after a round, in us. It changes now and
+ * then: without a rest resets meet, after a long one rings are full.
  */
 static unsigned int harvest_pause;
 
@@ -174,8 +175,8 @@ static void guest_code(uint64_t random)
 		word = (void *)RING_VM_GVA + page * page_bytes;
 		word += KVM_WORDS + random % (PAGE_WORDS - KVM_WORDS);
 		/*
-		 * Writes that do not leave the guest may use a stale TLB entry,
-		 * if there is any after a reset.
+		 * Stay in the guest, to write by a stale TLB entry if there is
+		 * one after a reset.
 		 */
 		n = random >> 16 & (BURST_LONG - 1) ? 1 :
 		    1UL << (random >> 24) % BURST_SHIFTS;
@@ -206,7 +207,7 @@ static void kvm_writes(uint32_t vcpu, unsigned int *random)
 		if (page >= GONE->first)
 			page += WINDOW_PAGES;
 		gpa = RING_VM_GPA + page * page_bytes;
-		/* The others are written later, on the way into the guest. */
+		/* KVM writes the others later, on the way into the guest. */
 		msr = msrs[n > 1 ? 0 : rand_r(random) % ARRAY_SIZE(msrs)];
 		/* May fail: there may be no steal time, or no memory. */
 		enable = msr != MSR_KVM_WALL_CLOCK_NEW;
@@ -215,7 +216,7 @@ static void kvm_writes(uint32_t vcpu, unsigned int *random)
 	}
 }
 #else
-/* Steal time, wherever it was put, is all that KVM writes. */
+/* From now on KVM writes nothing but steal time. */
 static void kvm_writes(uint32_t vcpu, unsigned int *random)
 {
 }
@@ -317,12 +318,11 @@ static void copy_page(uint32_t slot, uint64_t offset)
 }
 
 /*
- * One round, with at most @max entries of each ring, from vCPU @first on.
+ * Do one round, with at most @max entries of each ring, from vCPU @first on.
  *
- * A reset takes what was harvested from all rings, by whomever. So what this
- * thread harvested may be reset by another one; but not later than when the
- * own reset returns, and copied only then, thus a write that comes after the
- * copy is reported again.
+ * A reset takes all that is harvested, whoever harvested it. So another thread
+ * may reset what this one has harvested, but no later than when this one's own
+ * reset returns. Copy only then: a write after the copy is reported again.
  */
 static uint32_t do_round(struct harvest *h, uint32_t max, uint32_t first)
 {
@@ -337,7 +337,7 @@ static uint32_t do_round(struct harvest *h, uint32_t max, uint32_t first)
 	}
 	count(&total.harvested, h->nr);
 
-	/* Let others reset what was harvested here. */
+	/* Give others time to reset what was harvested here. */
 	if (h->rest)
 		usleep(h->rest);
 
@@ -398,7 +398,7 @@ static void *rain_thread(void *unused)
  * Comparing
  */
 
-/* Nobody writes to the area, and nobody has a copy to make. */
+/* Nothing writes to the area, and no copy is under way. */
 static void compare(struct area *area, const char *when)
 {
 	uint64_t page, word, *mem, *copy, stale = 0, at = 0, got;
@@ -423,7 +423,7 @@ static void compare(struct area *area, const char *when)
 		    when, stale, area->pages, area->slot, at, word, mem[word],
 		    copy[word]);
 
-	/* The guest wrote where it wanted to, at any place of the memslot. */
+	/* The guest wrote to the right page, wherever the memslot was. */
 	for (page = 0; page < area->pages; page++) {
 		mem = (uint64_t *)(area->mem + page * page_bytes);
 		for (word = KVM_WORDS; word < PAGE_WORDS; word++) {
@@ -446,7 +446,7 @@ static void compare_all(struct harvest *h, bool last)
 	pthread_rwlock_wrlock(&vcpus_lock);
 	pthread_rwlock_wrlock(&rounds_lock);
 
-	/* A reset moves what was kept aside to the rings: at least twice. */
+	/* A reset moves the overflow to the rings: at least twice. */
 	do_round(h, DIRTY_RING_HARVEST_ALL, 0);
 	while (do_round(h, DIRTY_RING_HARVEST_ALL, 0))
 		;
@@ -465,21 +465,9 @@ static void compare_all(struct harvest *h, bool last)
 
 static void set_memslot(struct area *area, uint64_t pages)
 {
-	struct kvm_userspace_memory_region region = {
-		.slot = area->slot,
-		.flags = KVM_MEM_LOG_DIRTY_PAGES,
-		.guest_phys_addr = RING_VM_GPA + area->first * page_bytes,
-		.memory_size = pages * page_bytes,
-		.userspace_addr = (uintptr_t)area->mem,
-	};
-
-	/*
-	 * Not by way of the library, which would unmap the memory, and whose
-	 * list of regions other threads use.
-	 */
-	TEST_ASSERT(!ioctl(vm_get_fd(rv->vm), KVM_SET_USER_MEMORY_REGION,
-			   &region), "KVM_SET_USER_MEMORY_REGION: %s",
-		    strerror(errno));
+	/* Leave the library's list of regions alone: other threads use it. */
+	vm_set_slot(rv->vm, area->slot, RING_VM_GPA + area->first * page_bytes,
+		    area->mem, pages * page_bytes, KVM_MEM_LOG_DIRTY_PAGES);
 	count(&total.slot_changes, 1);
 }
 
@@ -490,9 +478,9 @@ static void set_open(struct area *area, bool open)
 }
 
 /*
- * Delete a memslot that vCPUs write to. Each of these writes is in a ring when
- * the ioctl returns, and one round gets it: a page that a vCPU writes goes to
- * its own ring, and is not kept aside.
+ * Delete a memslot that vCPUs write to. When the ioctl returns, each of these
+ * writes is in a ring, and one round gets it: what a vCPU writes goes to its
+ * own ring, not to the overflow.
  */
 static void delete_and_create(struct harvest *h, unsigned int *random)
 {
@@ -542,7 +530,7 @@ static void area_init(struct area *area, uint32_t window)
  * Setting up
  */
 
-/* A lock that is not starved by its readers, which are always there. */
+/* Let writers of the lock not starve: there is always a reader. */
 static void init_lock(pthread_rwlock_t *lock)
 {
 	pthread_rwlockattr_t attr;
@@ -572,7 +560,7 @@ static void create_vm(uint32_t nr_vcpus, uint32_t entries)
 	area_init(MOVE, WINDOW_MOVE);
 
 	for (i = 0; i < nr_vcpus; i++) {
-		/* Not what other tests let the vCPUs do. */
+		/* Have the vCPUs run this test's code. */
 		ring_vm_set_code(rv, i, guest_code,
 				 (i + 1) * 0x9e3779b97f4a7c15 ^ seed);
 		gpa = RING_VM_GPA + i * page_bytes;
@@ -597,7 +585,7 @@ static void start_thread(pthread_t *thread, void *(*fn)(void *), uintptr_t nr)
 static void stress(uint32_t seconds)
 {
 	static const unsigned int pauses[] = { 0, 0, 2000, 200000 };
-	/* Without SA_RESTART, so that an interrupted ioctl is seen. */
+	/* Without SA_RESTART, to see an interrupted ioctl */
 	struct sigaction sa = { .sa_handler = handle_signal };
 	unsigned int random = seed + 300;
 	struct harvest h;

@@ -4,7 +4,7 @@
  *
  * An ITS keeps its tables to itself until userspace has them saved to guest
  * memory; and it reads and clears bits of pending tables there. Nobody need run
- * a vCPU for that. Shows, one case each, that such a page is
+ * a vCPU for that. Show, one case each, that such a page is
  *  - in the memslot's bitmap, and in no ring, with
  *    KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP,
  *  - in a ring without that, if need be after there is room in one,
@@ -21,7 +21,7 @@
 #include "processor.h"
 #include "test_cases.h"
 
-/* Where the guest finds what, none of it in a memslot */
+/* Guest addresses, none of them in a memslot */
 #define GICD_GPA		0x08000000UL
 #define ITS_GPA			0x08080000UL
 #define GICR_GPA		0x080c0000UL
@@ -47,8 +47,8 @@
 #define ENTRY_BYTES		8
 
 /*
- * What the tracked memslot begins with. KVM's ITS has tables with pages of
- * 64 KiB, whatever the host's pages are.
+ * The first pages of the tracked memslot. Tables of KVM's ITS have pages of 64
+ * KiB, whatever the host's pages are.
  */
 enum {
 	QUEUE		= 0 * SZ_64K,
@@ -61,7 +61,7 @@ enum {
 	TABLES_END	= 8 * SZ_64K,
 };
 
-/* Two devices with three LPIs, as far apart in all tables as can be */
+/* Two devices with three LPIs, as far apart in all tables as possible */
 #define DEV_A			0x10
 #define DEV_B			0x1fff
 #define EVENT_BITS		10
@@ -77,7 +77,7 @@ struct its_vm {
 	int gic;
 	int its;
 	uint64_t cwriter;
-	/* The pages of the memslot that are to be reported */
+	/* Pages of the memslot that must be reported */
 	bool *want;
 };
 
@@ -146,7 +146,7 @@ static void set_its(struct its_vm *v, uint64_t offset, uint64_t value)
 	device_set(v->its, KVM_DEV_ARM_VGIC_GRP_ITS_REGS, offset, &value);
 }
 
-/* Put a command in the queue, for whoever moves GITS_CWRITER. */
+/* Put a command into the queue, for a write to GITS_CWRITER. */
 static void queue_command(struct its_vm *v, uint64_t dw0, uint64_t dw1,
 			  uint64_t dw2)
 {
@@ -264,7 +264,7 @@ static struct its_vm *its_vm_create(uint32_t nr_vcpus, uint64_t more_pages,
 	virt_map(rv->vm, ITS_GPA, ITS_GPA, SZ_128K / vm_get_page_size(rv->vm),
 		 0);
 
-	/* 16 bits for an LPI; all of them are disabled. */
+	/* 16 bits for an LPI; leave all of them disabled. */
 	set_redist_64(v, 0, GICR_PROPBASER, (RING_VM_GPA + PROPERTIES) | 15);
 	for (i = 0; i < nr_vcpus; i++) {
 		set_redist_64(v, i, GICR_PENDBASER,
@@ -283,7 +283,7 @@ static struct its_vm *its_vm_create(uint32_t nr_vcpus, uint64_t more_pages,
 	map_event(v, DEV_B, 0, LPI_B, 0);
 	run_commands(v);
 
-	/* Now they have run, and what they wrote is reported. */
+	/* They have run; take what they wrote out of the log. */
 	for (i = 0; i < nr_vcpus; i++)
 		ring_vm_write(rv, i, page_at(TABLES_END) + i, 1);
 	ring_vm_collect_all(rv);
@@ -325,7 +325,7 @@ static void want_saved_tables(struct its_vm *v)
 	want(v, COLLECTIONS);
 }
 
-/* Exactly what is wanted is in the bitmap, and is gone from it then. */
+/* Expect exactly what is wanted in the bitmap, and nothing after that. */
 static void expect_bitmap(struct its_vm *v)
 {
 	uint64_t bytes = DIV_ROUND_UP(v->rv->pages, 64) * 8, page;
@@ -344,7 +344,7 @@ static void expect_bitmap(struct its_vm *v)
 	want_nothing(v);
 }
 
-/* Exactly what is wanted was harvested, at least once. */
+/* Expect that exactly what is wanted was harvested, at least once. */
 static void expect_harvested(struct its_vm *v)
 {
 	uint64_t page;
@@ -357,7 +357,7 @@ static void expect_harvested(struct its_vm *v)
 	want_nothing(v);
 }
 
-/* It is in the bitmap if there is one, else in the rings. */
+/* Expect it in the bitmap if there is one, else in the rings. */
 static void expect_reported(struct its_vm *v)
 {
 	if (v->with_bitmap)
@@ -378,7 +378,7 @@ static void saved_tables(bool with_bitmap)
 	int i;
 
 	expect_reported(v);
-	/* Twice: what was reported is reported again. */
+	/* Twice: what was reported must be reported again. */
 	for (i = 0; i < 2; i++) {
 		save_tables(v);
 		want_saved_tables(v);
@@ -387,7 +387,7 @@ static void saved_tables(bool with_bitmap)
 	entry = (void *)(v->rv->mem + DEVICES + DEV_B * ENTRY_BYTES);
 	TEST_ASSERT(*entry & GITS_VALID, "The tables were not saved");
 
-	/* vCPUs' pages are in the rings only, at the same time. */
+	/* Pages of vCPUs, meanwhile, are in the rings only. */
 	ring_vm_write(v->rv, 0, page_at(TABLES_END), 50);
 	save_tables(v);
 	ring_vm_write(v->rv, 1, page_at(TABLES_END) + 50, 50);
@@ -427,7 +427,7 @@ static void saved_pending(bool with_bitmap)
 	EXPECT(is_pending(v, 0, LPI_B), false);
 	EXPECT(is_pending(v, 1, LPI_A_FAR), true);
 
-	/* Only what changes is written: the page of vCPU 0 */
+	/* KVM writes only what changes: the page of vCPU 0 */
 	signal_event(v, DEV_B, 0);
 	device_ctrl(v->gic, KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES);
 	want(v, pending_byte(0, LPI_B));
@@ -454,7 +454,7 @@ static void restored(bool with_bitmap)
 	want_saved_tables(v);
 	expect_reported(v);
 
-	/* Pending bits are cleared when the LPIs are there again. */
+	/* Once the LPIs are back, KVM clears their pending bits. */
 	device_ctrl(v->its, KVM_DEV_ARM_ITS_CTRL_RESET);
 	set_pending(v, 1, LPI_A_FAR);
 	set_tables(v);
@@ -476,8 +476,8 @@ static void restore_ring(void)
 	restored(false);
 }
 
-/* No ring has room: they are aside, and in a ring once there is room. */
-static void tables_aside(void)
+/* Fill the rings first: the pages are in the overflow until there is room. */
+static void tables_overflow(void)
 {
 	uint64_t fill = ring_vm_min_entries(), page;
 	struct its_vm *v = its_vm_create(1, fill, false);
@@ -487,7 +487,7 @@ static void tables_aside(void)
 	EXPECT(ring_vm_run(rv, 0), RING_VM_FULL);
 	save_tables(v);
 	TEST_ASSERT(ioctl(vm_get_fd(rv->vm), KVM_SYNC_DIRTY_RINGS, 0) == -1 &&
-		    errno == ENOSPC, "Nothing was kept aside");
+		    errno == ENOSPC, "Nothing is in the overflow");
 
 	EXPECT(ring_vm_collect(rv), rv->limit);
 	for (page = 0; page < page_at(TABLES_END); page++)
@@ -499,7 +499,7 @@ static void tables_aside(void)
 	want_saved_tables(v);
 	expect_harvested(v);
 
-	/* The vCPU goes on, with the store that it stopped at. */
+	/* The vCPU goes on with the store that it stopped at. */
 	EXPECT(ring_vm_run(rv, 0), RING_VM_DONE);
 	for (page = rv->limit - 1; page < fill; page++)
 		want(v, TABLES_END + page * getpagesize());
@@ -534,12 +534,14 @@ static void guest_code(uint64_t cwriter)
 	GUEST_SYNC(0);
 }
 
-/* To unmap a device clears its entry, to map an LPI clears its pending bit. */
+/*
+ * Unmapping a device clears its entry, mapping an LPI clears its pending bit.
+ */
 static void commands(bool with_bitmap)
 {
 	struct its_vm *v = its_vm_create(2, 2, with_bitmap);
 
-	/* Whoever moves GITS_CWRITER */
+	/* The vCPU that writes to GITS_CWRITER */
 	unmap_device(v, DEV_B);
 	run_commands(v);
 	want(v, DEVICES + DEV_B * ENTRY_BYTES);
@@ -577,7 +579,8 @@ static const struct test_case cases[] = {
 	{ "tables-bitmap: saved, they are in the bitmap", tables_bitmap },
 	{ "tables-ring: without it, in a ring", tables_ring },
 	{ "tables-full: in the bitmap, if the ring is full", tables_full },
-	{ "tables-aside: without it, aside until there is room", tables_aside },
+	{ "tables-overflow: without it, in the overflow until there is room",
+	  tables_overflow },
 	{ "pending-bitmap: saved, they are in the bitmap", pending_bitmap },
 	{ "pending-ring: without it, in a ring", pending_ring },
 	{ "restore-bitmap: what it clears is in the bitmap", restore_bitmap },

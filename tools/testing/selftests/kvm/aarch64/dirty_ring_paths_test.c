@@ -2,13 +2,13 @@
 /*
  * Test the ways a page gets dirty that only arm64 has, or has otherwise
  *
- * One case a way: memory mapped in blocks when logging is switched on, written or
- * executed, and the steal time, the one thing that KVM writes for a vCPU that runs. Ordinary
- * writes of the guest are in dirty_ring_test, what is written for a GIC is in
- * dirty_ring_its_test.
+ * One case a way: memory mapped in blocks when logging is switched on, written
+ * or executed, and steal time, the one thing that KVM writes for a vCPU that
+ * runs. Ordinary writes of the guest are in dirty_ring_test, what is written
+ * for a GIC is in dirty_ring_its_test.
  *
- * Each way is tried, harvested and reset more than once: the second time shows
- * that the page was write-protected again.
+ * Try, harvest and reset each way more than once: the second time shows that
+ * the page was write-protected again.
  */
 
 #include <sys/mman.h>
@@ -20,7 +20,7 @@
 
 #define ROUNDS		3
 
-/* Writes to memory in blocks: so many pages, this far apart; or all of them */
+/* Writes to memory in blocks: to some pages, so far apart; or to all */
 #define APART_WRITES	60
 #define APART_STRIDE	17
 #define ALL_WRITES	1024
@@ -29,39 +29,13 @@
 static void set_slot(struct ring_vm *rv, void *mem, size_t size,
 		     uint32_t flags)
 {
-	struct kvm_userspace_memory_region region = {
-		.slot = RING_VM_SLOT,
-		.flags = flags,
-		.guest_phys_addr = RING_VM_GPA,
-		.memory_size = size,
-		.userspace_addr = (uintptr_t)mem,
-	};
-
-	vm_ioctl(rv->vm, KVM_SET_USER_MEMORY_REGION, &region);
-}
-
-/* A number of the VM's in debugfs */
-static long vm_stat(struct ring_vm *rv, const char *name)
-{
-	char path[64];
-	FILE *file;
-	long n;
-
-	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%d-%d/%s", getpid(),
-		 vm_get_fd(rv->vm), name);
-	if (access("/sys/kernel/debug/kvm", F_OK))
-		test_case_skip("no debugfs at /sys/kernel/debug");
-	file = fopen(path, "r");
-	TEST_ASSERT(file, "There is no %s", path);
-	EXPECT(fscanf(file, "%ld", &n), 1);
-	fclose(file);
-	return n;
+	ring_vm_set_slot(rv, RING_VM_GPA, mem, size, flags);
 }
 
 /* How often the vCPUs left the guest */
 static long vm_exits(struct ring_vm *rv)
 {
-	return vm_stat(rv, "exits");
+	return ring_vm_stat(rv, "exits");
 }
 
 static void write_blocks(struct ring_vm *rv, uint32_t writes, uint32_t stride)
@@ -70,18 +44,7 @@ static void write_blocks(struct ring_vm *rv, uint32_t writes, uint32_t stride)
 	EXPECT(ring_vm_run(rv, 0), RING_VM_DONE);
 }
 
-static void *map_blocks(size_t size, int flags)
-{
-	void *mem;
-
-	mem = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE |
-		   MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE | flags, -1, 0);
-	if (mem == MAP_FAILED)
-		test_case_skip("no free huge pages of this size");
-	return mem;
-}
-
-/* What a vCPU writes is in its ring, and not in the bitmap beside it. */
+/* Expect nothing in the bitmap: what a vCPU writes is in its ring only. */
 static void expect_clean_bitmap(struct ring_vm *rv, size_t size)
 {
 	size_t i, words = size / getpagesize() / 64;
@@ -94,10 +57,10 @@ static void expect_clean_bitmap(struct ring_vm *rv, size_t size)
 	free(bitmap);
 }
 
-static void logged_blocks(size_t size, int flags, uint32_t writes,
+static void logged_blocks(size_t size, unsigned int shift, uint32_t writes,
 			  uint32_t stride, uint32_t vm_flags)
 {
-	void *mem = map_blocks(size, flags);
+	void *mem = map_huge_pages(size, shift);
 	struct ring_vm *rv;
 	uint32_t i, round;
 	long before;
@@ -113,7 +76,7 @@ static void logged_blocks(size_t size, int flags, uint32_t writes,
 			    "The memory is not mapped in blocks");
 		EXPECT(ring_vm_collect(rv), 0);
 
-		/* Each page on its own, and the second time not at all */
+		/* Each page is reported once, whatever its block */
 		set_slot(rv, mem, size, KVM_MEM_LOG_DIRTY_PAGES);
 		write_blocks(rv, writes, stride);
 		write_blocks(rv, writes, stride);
@@ -128,7 +91,7 @@ static void logged_blocks(size_t size, int flags, uint32_t writes,
 		if (vm_flags & RING_VM_WITH_BITMAP)
 			expect_clean_bitmap(rv, size);
 
-		/* In blocks again, next time */
+		/* Map it in blocks again in the next round. */
 		set_slot(rv, NULL, 0, 0);
 		set_slot(rv, mem, size, 0);
 	}
@@ -138,38 +101,38 @@ static void logged_blocks(size_t size, int flags, uint32_t writes,
 
 static void blocks_2m(void)
 {
-	logged_blocks(4UL << 20, 21 << MAP_HUGE_SHIFT, APART_WRITES,
+	logged_blocks(4UL << 20, 21, APART_WRITES,
 		      APART_STRIDE, 0);
 }
 
 static void blocks_2m_all(void)
 {
-	logged_blocks(4UL << 20, 21 << MAP_HUGE_SHIFT, ALL_WRITES, 1, 0);
+	logged_blocks(4UL << 20, 21, ALL_WRITES, 1, 0);
 }
 
 static void blocks_2m_bitmap(void)
 {
-	logged_blocks(4UL << 20, 21 << MAP_HUGE_SHIFT, ALL_WRITES, 1,
+	logged_blocks(4UL << 20, 21, ALL_WRITES, 1,
 		      RING_VM_WITH_BITMAP);
 }
 
 static void blocks_1g(void)
 {
-	logged_blocks(1UL << 30, 30 << MAP_HUGE_SHIFT, APART_WRITES,
+	logged_blocks(1UL << 30, 30, APART_WRITES,
 		      APART_STRIDE, 0);
 }
 
 static void blocks_1g_bitmap(void)
 {
-	logged_blocks(1UL << 30, 30 << MAP_HUGE_SHIFT, APART_WRITES,
+	logged_blocks(1UL << 30, 30, APART_WRITES,
 		      APART_STRIDE, RING_VM_WITH_BITMAP);
 }
 
 /*
- * A block that the guest wrote, and executes for the first time when it is logged,
- * becomes a table if the CPU needs to be told before it executes (CTR_EL0.DIC is
- * 0). More often than a vCPU has pages for tables in stock, and with no fault of
- * another kind in between.
+ * A block that the guest wrote becomes a table when it is executed for the
+ * first time while it is logged, if the CPU has to be told (CTR_EL0.DIC is 0).
+ * Do that more often than a vCPU has pages for tables in stock, with no other
+ * fault in between.
  */
 #define EXEC_ROUNDS	64
 
@@ -206,7 +169,7 @@ static void guest_exec(uint64_t gva)
 static void executed_blocks(void)
 {
 	size_t size = 2UL << 20;
-	void *mem = map_blocks(size, 21 << MAP_HUGE_SHIFT);
+	void *mem = map_huge_pages(size, 21);
 	bool warned = kernel_warned();
 	struct ring_vm *rv;
 	int i;
@@ -234,7 +197,7 @@ static void steal_time(void)
 	int i;
 
 	if (!ring_vm_set_steal_time(rv, 0, RING_VM_GPA + 5 * getpagesize()))
-		test_case_skip("KVM knows no steal time");
+		test_case_skip("KVM has no steal time");
 	/* Written, and reported, each time the vCPU is loaded. */
 	for (i = 0; i < ROUNDS; i++) {
 		ring_vm_write(rv, 0, 0, 0);
@@ -244,7 +207,7 @@ static void steal_time(void)
 	ring_vm_free(rv);
 }
 
-/* Not a way, but the same on no other architecture: all flushes are counted. */
+/* Expect that all flushes are counted, which no other architecture does. */
 static void flushes(void)
 {
 	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 1, 64,
@@ -255,11 +218,11 @@ static void flushes(void)
 	for (i = 0; i < ROUNDS; i++) {
 		ring_vm_write(rv, 0, 0, 64);
 		EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), 64);
-		before = vm_stat(rv, "remote_tlb_flush");
+		before = ring_vm_stat(rv, "remote_tlb_flush");
 		EXPECT(vm_reset_dirty_rings(rv->vm), 64);
-		EXPECT(vm_stat(rv, "remote_tlb_flush") - before, 1);
+		EXPECT(ring_vm_stat(rv, "remote_tlb_flush") - before, 1);
 		EXPECT(vm_reset_dirty_rings(rv->vm), 0);
-		EXPECT(vm_stat(rv, "remote_tlb_flush") - before, 1);
+		EXPECT(ring_vm_stat(rv, "remote_tlb_flush") - before, 1);
 	}
 	ring_vm_free(rv);
 }

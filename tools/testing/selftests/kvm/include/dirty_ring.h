@@ -21,13 +21,14 @@ static inline bool dirty_gfn_is_dirty(struct kvm_dirty_gfn *gfn)
 static inline void dirty_gfn_set_harvested(struct kvm_dirty_gfn *gfn)
 {
 	/*
-	 * Slot and offset were read: KVM, which load-acquires the flags at a
-	 * reset, can fill the entry anew as soon as it sees it harvested.
+	 * Keep the reads of slot and offset before this: KVM may fill the entry
+	 * anew as soon as it sees it harvested. Pairs with the load-acquire of
+	 * a reset.
 	 */
 	smp_store_release(&gfn->flags, KVM_DIRTY_GFN_F_RESET);
 }
 
-/* Called for each harvested entry, before it is handed back. */
+/* Called for each entry, before it is marked as harvested. */
 typedef void (*dirty_gfn_fn)(uint32_t slot, uint64_t offset, void *data);
 
 uint32_t dirty_ring_cap(void);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A VM for tests of the dirty ring: its vCPUs write to the pages they are told
- * to, and to nothing else in the one memslot that is tracked.
+ * A VM for tests of the dirty ring: its vCPUs write to given pages of the one
+ * tracked memslot, and to nothing else in it.
  */
 #ifndef SELFTEST_KVM_DIRTY_RING_VM_H
 #define SELFTEST_KVM_DIRTY_RING_VM_H
@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
+#include <time.h>
 
 #include "dirty_ring.h"
 
@@ -19,8 +20,8 @@
 #define RING_VM_GVA		0xc0000000UL
 
 /*
- * With the flags of the memslot: dirty pages that no vCPU writes go to a
- * bitmap, on an architecture that has this.
+ * With the flags of the memslot: have a bitmap for pages that no vCPU writes,
+ * where the architecture has that.
  */
 #define RING_VM_WITH_BITMAP	BIT(31)
 
@@ -39,7 +40,7 @@ struct ring_vm_task {
 	uint64_t spin;
 	/* Number of stores so far; each store writes its own number. */
 	uint64_t stores;
-} __aligned(64);	/* Within a page, whatever the array's address. */
+} __aligned(64);	/* Never across pages */
 
 struct ring_vm {
 	struct kvm_vm *vm;
@@ -62,8 +63,7 @@ enum ring_vm_exit {
 };
 
 /*
- * A thread that runs a vCPU until it is told to stop, and counts the times the
- * vCPU came back to userspace.
+ * A thread that runs a vCPU until it is stopped, and counts exits to userspace.
  */
 struct ring_vm_runner {
 	struct ring_vm *rv;
@@ -81,16 +81,16 @@ struct ring_vm_preempter {
 	bool has_cpu;
 	bool held;
 	bool quit;
-	/* For how long at most, in ms; 0 means until it is to go on. */
+	/* Keep it for at most so many ms; 0: until ring_vm_go_on(). */
 	unsigned int limit;
-	/* The CPUs the calling thread may run on, before and after. */
+	/* The CPUs that the calling thread gets back. */
 	cpu_set_t cpus;
 	pthread_t thread;
 };
 
 /*
- * A store of the guest, to memory that may not be there: then KVM has to know
- * what is stored, and on arm64 the CPU tells it for simple instructions only.
+ * Store, in the guest, to memory that may not be there: KVM then emulates the
+ * store, which on arm64 works for simple instructions only.
  */
 static inline void guest_store(uint64_t *addr, uint64_t value)
 {
@@ -101,15 +101,33 @@ static inline void guest_store(uint64_t *addr, uint64_t value)
 #endif
 }
 
+static inline uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return timespec_to_ns(now);
+}
+
+static inline uint64_t now_s(void)
+{
+	return now_ns() / 1000000000;
+}
+
 /* The smallest ring that KVM accepts, in entries. */
 uint32_t ring_vm_min_entries(void);
 
 struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 			       uint64_t pages, uint32_t flags,
 			       void (*before_ring)(struct kvm_vm *vm));
+struct ring_vm *ring_vm_create_small(uint64_t pages);
 void ring_vm_add_vcpu(struct ring_vm *rv);
 void ring_vm_set_code(struct ring_vm *rv, uint32_t vcpu, void *code,
 		      uint64_t arg);
+void vm_set_slot(struct kvm_vm *vm, uint32_t slot, uint64_t gpa, void *mem,
+		 size_t size, uint32_t flags);
+void ring_vm_set_slot(struct ring_vm *rv, uint64_t gpa, void *mem, size_t size,
+		      uint32_t flags);
 bool ring_vm_set_steal_time(struct ring_vm *rv, uint32_t vcpu, uint64_t gpa);
 void ring_vm_free(struct ring_vm *rv);
 
@@ -123,6 +141,7 @@ void ring_vm_runner_start(struct ring_vm_runner *runner, struct ring_vm *rv,
 			  uint32_t vcpu);
 void ring_vm_runner_stop(struct ring_vm_runner *runner);
 
+void need_two_cpus(cpu_set_t *cpus);
 void ring_vm_preempter_start(struct ring_vm_preempter *preempter,
 			     struct ring_vm_runner *runner);
 void ring_vm_preempter_stop(struct ring_vm_preempter *preempter);
@@ -139,7 +158,38 @@ uint32_t ring_vm_collect(struct ring_vm *rv);
 void ring_vm_collect_all(struct ring_vm *rv);
 void ring_vm_forget(struct ring_vm *rv);
 void ring_vm_expect(struct ring_vm *rv, uint64_t first, uint64_t count);
+void ring_vm_expect_flags(struct ring_vm *rv, uint32_t vcpu, uint32_t first,
+			  uint32_t count, uint32_t flags);
 
+long kvm_stat(const char *name);
+long ring_vm_stat(struct ring_vm *rv, const char *name);
 int vms_of(pid_t pid);
+
+void *map_huge_pages(size_t size, unsigned int shift);
+
+/*
+ * File descriptors of a VM, and of a vCPU that holds its VM, for what KVM is to
+ * refuse: the functions with a struct kvm_vm would fail an assertion.
+ */
+
+/* Bytes of the largest ring */
+#define RING_MAX_SIZE		0x100000UL
+
+/*
+ * In a vCPU's mapping: first page of the ring, and how many are there before it
+ */
+#define RING_PAGE		KVM_DIRTY_LOG_PAGE_OFFSET
+#ifdef __x86_64__
+#define VCPU_MMAP_PAGES		3
+#else
+#define VCPU_MMAP_PAGES		2
+#endif
+
+int kvm_fd_get(void);
+int vm_fd_create(void);
+int vm_fd_enable(int vm, uint32_t cap, uint64_t size, uint32_t flags);
+int vcpu_fd_create(uint32_t ring_pages);
+uint8_t *vcpu_fd_try_map(int vcpu, int first, int pages, int prot, int flags);
+uint8_t *vcpu_fd_map(int vcpu, int first, int pages, int prot, int flags);
 
 #endif /* SELFTEST_KVM_DIRTY_RING_VM_H */

@@ -18,8 +18,8 @@
 #define CPU_LOG_ENTRIES		512
 
 /*
- * The capability to enable the ring with, 0 if KVM has no ring. Total store
- * order is what x86 advertises on its own; the other one is for everybody.
+ * The capability to enable the ring with, 0 if KVM has no ring. Only x86, which
+ * has total store order, advertises the first one.
  */
 uint32_t dirty_ring_cap(void)
 {
@@ -38,17 +38,17 @@ uint32_t dirty_ring_max_size(void)
 	return cap ? kvm_check_cap(cap) : 0;
 }
 
-/* Skip the whole test if KVM has no ring, or if there is no KVM. */
+/* Skip the whole test if there is no KVM, or KVM has no ring. */
 void dirty_ring_check_supported(void)
 {
-	/* Without KVM this does not return. */
+	/* Does not return without KVM. */
 	if (!dirty_ring_max_size())
 		ksft_exit_skip("KVM has no dirty ring\n");
 }
 
 /*
- * Does the CPU log dirty pages itself? Then a page gets into the ring not
- * when it is written but at the vCPU's next exit.
+ * Does the CPU log dirty pages itself? Then a page is in the ring only after
+ * the next exit of the vCPU that wrote it.
  */
 bool dirty_ring_cpu_logs_pages(void)
 {
@@ -56,7 +56,7 @@ bool dirty_ring_cpu_logs_pages(void)
 	FILE *f;
 
 #ifdef __x86_64__
-	/* The parameter is there also if kvm_intel is built in, but not in use. */
+	/* A built-in kvm_intel has the parameter even if it is not in use. */
 	if (!is_intel_cpu())
 		return false;
 #endif

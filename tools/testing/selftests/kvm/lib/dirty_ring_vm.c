@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A VM for tests of the dirty ring: its vCPUs write to the pages they are told
- * to, and to nothing else in the one memslot that is tracked.
+ * A VM for tests of the dirty ring: its vCPUs write to given pages of the one
+ * tracked memslot, and to nothing else in it.
  */
 
 #define _GNU_SOURCE /* for program_invocation_name, pthread_tryjoin_np */
@@ -9,6 +9,7 @@
 #include <dirent.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/mman.h>
 
 #include "test_util.h"
 #include "kvm_util.h"
@@ -69,7 +70,7 @@ void ring_vm_add_vcpu(struct ring_vm *rv)
 
 #if defined(__x86_64__) || defined(__aarch64__)
 
-/* Have a vCPU run other code than what works on its task. */
+/* Have a vCPU run other code instead of its task. */
 void ring_vm_set_code(struct ring_vm *rv, uint32_t vcpu, void *code,
 		      uint64_t arg)
 {
@@ -86,10 +87,10 @@ void ring_vm_set_code(struct ring_vm *rv, uint32_t vcpu, void *code,
 }
 
 /*
- * Have KVM write the steal time of a vCPU to 64 bytes of guest memory, when it
- * schedules the vCPU. On arm64 it can be told so only once.
+ * Have KVM write the steal time of a vCPU to 64 bytes of guest memory whenever
+ * it schedules the vCPU. On arm64 this works only once.
  *
- * Return: false if KVM knows no steal time.
+ * Return: false if KVM has no steal time.
  */
 bool ring_vm_set_steal_time(struct ring_vm *rv, uint32_t vcpu, uint64_t gpa)
 {
@@ -179,6 +180,13 @@ struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 	return rv;
 }
 
+/* One vCPU with the smallest ring, and a memslot whose pages are logged */
+struct ring_vm *ring_vm_create_small(uint64_t pages)
+{
+	return ring_vm_create(ring_vm_min_entries(), 1, pages,
+			      KVM_MEM_LOG_DIRTY_PAGES, NULL);
+}
+
 void ring_vm_free(struct ring_vm *rv)
 {
 	ucall_uninit(rv->vm);
@@ -186,6 +194,31 @@ void ring_vm_free(struct ring_vm *rv)
 	free(rv->seen);
 	free(rv->order);
 	free(rv);
+}
+
+/*
+ * Create, move or resize a memslot, or set its flags; size 0: delete it. The
+ * library's functions would map and unmap its memory, too.
+ */
+void vm_set_slot(struct kvm_vm *vm, uint32_t slot, uint64_t gpa, void *mem,
+		 size_t size, uint32_t flags)
+{
+	struct kvm_userspace_memory_region region = {
+		.slot = slot,
+		.flags = flags,
+		.guest_phys_addr = gpa,
+		.memory_size = size,
+		.userspace_addr = (uintptr_t)mem,
+	};
+
+	vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region);
+}
+
+/* The same for the tracked memslot */
+void ring_vm_set_slot(struct ring_vm *rv, uint64_t gpa, void *mem, size_t size,
+		      uint32_t flags)
+{
+	vm_set_slot(rv->vm, RING_VM_SLOT, gpa, mem, size, flags);
 }
 
 /* The task of a vCPU, as the guest sees it. */
@@ -204,7 +237,7 @@ void ring_vm_set_task(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
 	task->stride = stride;
 }
 
-/* Let a vCPU work on its task, until that is done or its ring is full. */
+/* Run a vCPU until its task is done or its ring is full. */
 enum ring_vm_exit ring_vm_run(struct ring_vm *rv, uint32_t vcpu)
 {
 	struct kvm_run *run = vcpu_state(rv->vm, vcpu);
@@ -218,7 +251,7 @@ enum ring_vm_exit ring_vm_run(struct ring_vm *rv, uint32_t vcpu)
 	return RING_VM_DONE;
 }
 
-/* Write to pages that are known to fit into the ring. */
+/* Have a vCPU write to pages, which must fit into its ring. */
 void ring_vm_write(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
 		   uint64_t count)
 {
@@ -238,7 +271,7 @@ static void *runner_fn(void *data)
 	int ret;
 
 	while (!READ_ONCE(runner->quit)) {
-		/* Unlike _vcpu_run() this ends when a signal comes. */
+		/* Unlike _vcpu_run(), let a signal end it. */
 		ret = _vcpu_ioctl(runner->rv->vm, runner->vcpu, KVM_RUN, NULL);
 		TEST_ASSERT(!ret || errno == EINTR, "KVM_RUN failed: %s",
 			    strerror(errno));
@@ -249,7 +282,7 @@ static void *runner_fn(void *data)
 	return NULL;
 }
 
-/* Have a thread run a vCPU, whatever it comes back for. */
+/* Have a thread run a vCPU, whatever the exits. */
 void ring_vm_runner_start(struct ring_vm_runner *runner, struct ring_vm *rv,
 			  uint32_t vcpu)
 {
@@ -278,29 +311,37 @@ void ring_vm_runner_stop(struct ring_vm_runner *runner)
 static void *preempter_fn(void *data)
 {
 	struct ring_vm_preempter *preempter = data;
-	struct timespec start;
+	uint64_t start;
 
 	while (true) {
 		sem_wait(&preempter->wanted);
 		if (READ_ONCE(preempter->quit))
 			return NULL;
-		clock_gettime(CLOCK_MONOTONIC, &start);
+		start = now_ns();
 		WRITE_ONCE(preempter->has_cpu, true);
 		WRITE_ONCE(preempter->times, preempter->times + 1);
 		while (READ_ONCE(preempter->held)) {
 			if (preempter->limit &&
-			    timespec_to_ns(timespec_diff_now(start)) / 1000000 >=
-			    preempter->limit)
+			    (now_ns() - start) / 1000000 >= preempter->limit)
 				break;
 		}
 		WRITE_ONCE(preempter->has_cpu, false);
 	}
 }
 
+/* The CPUs that the calling thread may use; skip the case if that is only one. */
+void need_two_cpus(cpu_set_t *cpus)
+{
+	TEST_ASSERT(!sched_getaffinity(0, sizeof(*cpus), cpus),
+		    "sched_getaffinity failed");
+	if (CPU_COUNT(cpus) < 2)
+		test_case_skip("there is only one CPU");
+}
+
 /*
- * Leave a CPU to the runner and to a real-time thread, which waits until it is
- * wanted there; the calling thread goes elsewhere. Skips the case if there is
- * but one CPU, or no right to real-time threads.
+ * Move the calling thread off one CPU, and leave it to the runner and to a
+ * real-time thread that waits until it is wanted. Skip the case if there is
+ * only one CPU, or no right to real-time threads.
  */
 void ring_vm_preempter_start(struct ring_vm_preempter *preempter,
 			     struct ring_vm_runner *runner)
@@ -310,11 +351,8 @@ void ring_vm_preempter_start(struct ring_vm_preempter *preempter,
 	cpu_set_t all, one;
 	int cpu, ret;
 
-	TEST_ASSERT(!sched_getaffinity(0, sizeof(all), &all),
-		    "sched_getaffinity failed");
+	need_two_cpus(&all);
 	preempter->cpus = all;
-	if (CPU_COUNT(&all) < 2)
-		test_case_skip("there is only one CPU");
 	for (cpu = CPU_SETSIZE - 1; !CPU_ISSET(cpu, &all); cpu--)
 		;
 	CPU_ZERO(&one);
@@ -344,8 +382,9 @@ void ring_vm_preempter_start(struct ring_vm_preempter *preempter,
 }
 
 /*
- * When this returns, the vCPU does not run, wherever it was in the kernel. Who
- * then waits for the vCPU's thread, perhaps inside the kernel, must set a limit.
+ * Take the CPU from the vCPU's thread, wherever that is in the kernel, for at
+ * most @limit ms. Set a limit before waiting for that thread, also in a system
+ * call.
  */
 void ring_vm_preempt(struct ring_vm_preempter *preempter, unsigned int limit)
 {
@@ -358,7 +397,7 @@ void ring_vm_preempt(struct ring_vm_preempter *preempter, unsigned int limit)
 		;
 }
 
-/* Does nothing if the limit is over. */
+/* Give the CPU back, if the limit has not done so. */
 void ring_vm_go_on(struct ring_vm_preempter *preempter)
 {
 	WRITE_ONCE(preempter->held, false);
@@ -380,9 +419,9 @@ void ring_vm_preempter_stop(struct ring_vm_preempter *preempter)
 #define MSRS_PER_IOCTL	100
 
 /*
- * Have KVM write to pages, in ioctls on a vCPU, one at a time and in order:
- * KVM writes the wall clock when its address is set. The version in it makes
- * each write another one.
+ * Have KVM write to pages, one at a time and in order, by ioctls on a vCPU: KVM
+ * writes the wall clock when its address is set. Each write changes the version
+ * in it.
  */
 void ring_vm_write_by_ioctl(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
 			    uint64_t count)
@@ -442,8 +481,8 @@ uint32_t ring_vm_collect(struct ring_vm *rv)
 }
 
 /*
- * Harvest and reset until nothing is left. That is more than once if KVM
- * had to keep pages aside, because a ring was full for real.
+ * Harvest and reset until nothing is left. That takes more than one round if
+ * a ring had no room and pages went to the overflow.
  */
 void ring_vm_collect_all(struct ring_vm *rv)
 {
@@ -457,7 +496,10 @@ void ring_vm_forget(struct ring_vm *rv)
 	rv->nr_order = 0;
 }
 
-/* Exactly these pages were harvested since the last call, each of them once. */
+/*
+ * Expect that exactly these pages were harvested since the last call, once
+ * each.
+ */
 void ring_vm_expect(struct ring_vm *rv, uint64_t first, uint64_t count)
 {
 	uint64_t i;
@@ -469,10 +511,52 @@ void ring_vm_expect(struct ring_vm *rv, uint64_t first, uint64_t count)
 	ring_vm_forget(rv);
 }
 
-/* The VMs of a process that KVM shows in debugfs; 0 also if there is none. */
+/* Expect exactly these flags in entries of a vCPU's ring, from @first on. */
+void ring_vm_expect_flags(struct ring_vm *rv, uint32_t vcpu, uint32_t first,
+			  uint32_t count, uint32_t flags)
+{
+	struct kvm_dirty_gfn *ring = vcpu_dirty_ring(rv->vm, vcpu);
+	uint32_t i;
+
+	for (i = first; i < first + count; i++)
+		TEST_ASSERT(READ_ONCE(ring[i % rv->entries].flags) == flags,
+			    "Entry %u: flags are %#x, want %#x", i,
+			    ring[i % rv->entries].flags, flags);
+}
+
+#define KVM_DEBUGFS	"/sys/kernel/debug/kvm"
+
+/* A statistic of all VMs, by its path below KVM's folder in debugfs */
+long kvm_stat(const char *name)
+{
+	char path[128];
+	FILE *file;
+	long value;
+
+	if (access(KVM_DEBUGFS, F_OK))
+		test_case_skip("no debugfs at /sys/kernel/debug");
+	snprintf(path, sizeof(path), KVM_DEBUGFS "/%s", name);
+	file = fopen(path, "r");
+	TEST_ASSERT(file && fscanf(file, "%ld", &value) == 1, "Cannot read %s",
+		    path);
+	fclose(file);
+	return value;
+}
+
+/* A statistic of one VM; "vcpu0/..." for one of a vCPU */
+long ring_vm_stat(struct ring_vm *rv, const char *name)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), "%d-%d/%s", getpid(), vm_get_fd(rv->vm),
+		 name);
+	return kvm_stat(path);
+}
+
+/* How many VMs of a process are in debugfs; 0 if there is no debugfs */
 int vms_of(pid_t pid)
 {
-	DIR *dir = opendir("/sys/kernel/debug/kvm");
+	DIR *dir = opendir(KVM_DEBUGFS);
 	struct dirent *d;
 	char prefix[32];
 	int n = 0;
@@ -484,4 +568,81 @@ int vms_of(pid_t pid)
 		n += !strncmp(d->d_name, prefix, strlen(prefix));
 	closedir(dir);
 	return n;
+}
+
+/* Map huge pages of 1 << @shift bytes; skip the case if too few are free. */
+void *map_huge_pages(size_t size, unsigned int shift)
+{
+	void *mem = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE |
+			 MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE |
+			 shift << MAP_HUGE_SHIFT, -1, 0);
+
+	if (mem == MAP_FAILED)
+		test_case_skip("no free huge pages of this size");
+	return mem;
+}
+
+static int kvm_fd = -1;
+static uint32_t ring_cap;
+
+/* Open /dev/kvm, and ask it, once: a case may give up the right to. */
+int kvm_fd_get(void)
+{
+	if (kvm_fd < 0) {
+		ring_cap = dirty_ring_cap();
+		kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+		TEST_ASSERT(kvm_fd >= 0, "/dev/kvm: %s", strerror(errno));
+	}
+	return kvm_fd;
+}
+
+int vm_fd_create(void)
+{
+	int vm = ioctl(kvm_fd_get(), KVM_CREATE_VM, 0);
+
+	TEST_ASSERT(vm >= 0, "KVM_CREATE_VM: %s", strerror(errno));
+	return vm;
+}
+
+/* Enable a ring, or its bitmaps. Return: what the ioctl returns. */
+int vm_fd_enable(int vm, uint32_t cap, uint64_t size, uint32_t flags)
+{
+	struct kvm_enable_cap args = {
+		.cap = cap,
+		.flags = flags,
+		.args[0] = size,
+	};
+
+	return ioctl(vm, KVM_ENABLE_CAP, &args);
+}
+
+/* Create a vCPU of a new VM, with a ring unless @ring_pages is 0. */
+int vcpu_fd_create(uint32_t ring_pages)
+{
+	int vm = vm_fd_create(), vcpu;
+
+	if (ring_pages)
+		EXPECT(vm_fd_enable(vm, ring_cap, ring_pages * getpagesize(),
+				    0), 0);
+	vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
+	TEST_ASSERT(vcpu >= 0, "KVM_CREATE_VCPU: %s", strerror(errno));
+	close(vm);
+	return vcpu;
+}
+
+/* Map pages of a vCPU; MAP_FAILED if KVM refuses. */
+uint8_t *vcpu_fd_try_map(int vcpu, int first, int pages, int prot, int flags)
+{
+	return mmap(NULL, pages * getpagesize(), prot, flags, vcpu,
+		    (off_t)first * getpagesize());
+}
+
+/* Map pages of a vCPU. */
+uint8_t *vcpu_fd_map(int vcpu, int first, int pages, int prot, int flags)
+{
+	uint8_t *map = vcpu_fd_try_map(vcpu, first, pages, prot, flags);
+
+	TEST_ASSERT(map != MAP_FAILED, "mmap of %d pages from %d on: %s", pages,
+		    first, strerror(errno));
+	return map;
 }

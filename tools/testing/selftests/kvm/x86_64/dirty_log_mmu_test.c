@@ -34,19 +34,19 @@
 #define HUGE		(2UL << 20)
 #define PTES		512
 
-/* No case writes so many pages, or is told of so many, without a reset. */
+/* More pages than any case writes, or has reported, without a reset */
 #define RING_ENTRIES	65536
 
 #define SLOT_A		2
 #define SLOT_B		3
 #define GPA_A		0x100000000UL
 #define GPA_B		0x180000000UL
-/* Where the guest finds what a case is about, and its page tables. */
+/* Guest addresses of what a case is about, and of the guest's page tables */
 #define GVA		0x100000000UL
 #define GVA_2		0x180000000UL
 #define PT_GVA		0xd0000000UL
 
-/* Page tables are allocated from here on, in slot 0. */
+/* Page tables are in slot 0, from here on. */
 #define FIRST_FREE_GPA	0x200000
 
 #define PTE_P		BIT_ULL(0)
@@ -58,7 +58,7 @@
 #define PTE_FLAGS	(PTE_P | PTE_W | PTE_A | PTE_D)
 #define PTE_ADDR(pte)	((pte) & GENMASK_ULL(51, 12))
 
-/* What the guest does with each of some addresses. */
+/* What the guest does with some addresses */
 enum { DO_NOTHING, DO_READ, DO_WRITE, DO_SET_SOFT, DO_SET_SOFT_INVLPG, DO_LOOP };
 
 static struct {
@@ -67,9 +67,9 @@ static struct {
 	uint64_t count;
 	uint64_t stride;
 	uint64_t load_cr3;
-	/* What the last read found. */
+	/* What the last read found */
 	uint64_t value;
-	/* The first address that the PTEs at gva are for. */
+	/* First address that the PTEs at gva map */
 	uint64_t pte_gva;
 } todo;
 
@@ -166,7 +166,7 @@ static uint64_t guest_read(uint64_t gva)
 	return guest_todo()->value;
 }
 
-/* Memory in pages of 4 KiB. */
+/* Map memory in pages of 4 KiB. */
 static void *small_pages(size_t size)
 {
 	void *mem = mmap(NULL, size + HUGE, PROT_READ | PROT_WRITE,
@@ -181,15 +181,7 @@ static void *small_pages(size_t size)
 static void set_slot(uint32_t slot, uint64_t gpa, void *mem, size_t size,
 		     uint32_t flags)
 {
-	struct kvm_userspace_memory_region region = {
-		.slot = slot,
-		.flags = flags,
-		.guest_phys_addr = gpa,
-		.memory_size = size,
-		.userspace_addr = (uintptr_t)mem,
-	};
-
-	vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region);
+	vm_set_slot(vm, slot, gpa, mem, size, flags);
 }
 
 /* The entry for @gva in the guest's page tables; level 1 is a PTE. */
@@ -246,7 +238,7 @@ static void see(uint32_t slot, uint64_t offset, void *data)
 	report->seen[offset - report->first] = true;
 }
 
-/* Exactly these pages were reported, each of them once. */
+/* Expect that exactly these pages were reported, once each. */
 static void expect(uint32_t slot, uint64_t first, uint64_t count)
 {
 	struct report report = { slot, first, count };
@@ -258,7 +250,7 @@ static void expect(uint32_t slot, uint64_t first, uint64_t count)
 
 /* Page tables that change from outside of the guest */
 
-/* First something is mapped at @gva by the first frame, of slot A, then by others. */
+/* Map something at @gva, first by a frame of slot A, then by others. */
 static void *mem_a, *mem_b;
 
 static void create_two_slots(void)
@@ -276,8 +268,8 @@ static uint64_t word(void *mem, uint64_t page)
 }
 
 /*
- * The guest writes to the frames of slot B now. Remove the slot that it wrote to
- * before, with all that maps it, and log what it writes.
+ * Now the guest writes to frames of slot B. Remove slot A, to which it wrote
+ * before, with all that maps it, and log its writes.
  */
 static void remove_a_log_b(uint64_t gva, uint64_t first, uint64_t count)
 {
@@ -305,7 +297,7 @@ static void large_to_large(void)
 	*pde = GPA_A | PTE_FLAGS | PTE_PS;
 	run_todo(DO_WRITE, GVA, 4, PAGE);
 	*pde = GPA_B | PTE_FLAGS | PTE_PS;
-	/* Of these KVM cannot know another frame. */
+	/* KVM has not seen these with another frame. */
 	run_todo(DO_WRITE, GVA + 8 * PAGE, 4, PAGE);
 	TEST_ASSERT(word(mem_a, 0) == 1 && word(mem_b, 8) == 1 &&
 		    !word(mem_a, 8), "The guest wrote to another frame");
@@ -332,7 +324,7 @@ static void large_to_table(void)
 	remove_a_log_b(GVA + 8 * PAGE, 8, 4);
 }
 
-/* A page table that is in use elsewhere, too, must not get what was never in it. */
+/* A page table that is also used elsewhere must not get foreign entries. */
 static void from_table(bool large)
 {
 	uint64_t *pde, *pde_2, *pt, *pt_b, gpa, gpa_b;
@@ -373,14 +365,14 @@ static void table_to_table(void)
 	from_table(false);
 }
 
-/* Two frames that are the same page of the host: only one of them is tracked. */
+/* Two frames are the same page of the host; only one of them is tracked. */
 static void alias(void)
 {
 	uint64_t *pte, i;
 
 	create(RING_ENTRIES);
 	mem_a = small_pages(HUGE);
-	/* Not the zero page, which would be another. */
+	/* Have pages, not the zero page. */
 	*(uint64_t *)mem_a = 0;
 	set_slot(SLOT_A, GPA_A, mem_a, HUGE, 0);
 	set_slot(SLOT_B, GPA_B, mem_a, HUGE, KVM_MEM_LOG_DIRTY_PAGES);
@@ -399,7 +391,7 @@ static void alias(void)
 	kvm_vm_free(vm);
 }
 
-/* What is reported, and was not written */
+/* Reports of what was not written */
 
 #define TABLES		20
 
@@ -448,13 +440,16 @@ static void resync(void)
 		change_tables();
 		EXPECT(collect(), 0);
 
-		/* Scattered writes, and some that are told and not harvested. */
+		/*
+		 * Scattered writes, and some that are reported and not
+		 * harvested
+		 */
 		run_todo(DO_WRITE, GVA, TABLES * 4, HUGE / 4);
 		change_tables();
 		EXPECT(collect(), TABLES * 4);
 	}
 
-	/* What is writable stays so: one fault a page, one entry. */
+	/* Writable pages stay writable: one fault and one entry a page. */
 	run_todo(DO_WRITE, GVA, TABLES * PTES, PAGE);
 	change_tables();
 	run_todo(DO_WRITE, GVA, TABLES * PTES, PAGE);
@@ -495,7 +490,7 @@ static void accessed_bits(uint64_t what)
 	for (round = 0; round < 3; round++) {
 		for (i = 0; i < PTES; i++)
 			pt[i] = (GPA_A + i * PAGE) | PTE_P | PTE_W;
-		/* Have KVM forget what the page table said before. */
+		/* Have KVM forget its copies of the page table. */
 		set_slot(SLOT_A, GPA_A, mem_a, 0, 0);
 		set_slot(SLOT_A, GPA_A, mem_a, HUGE, 0);
 		run_todo(what, GVA, PTES, PAGE);
@@ -542,36 +537,27 @@ static void vcpu_stop(pthread_t thread)
 }
 
 /* TLB flushes of other CPUs that KVM asked for, in all VMs */
-static long long flushes(void)
+static long flushes(void)
 {
-	FILE *file = fopen("/sys/kernel/debug/kvm/remote_tlb_flush", "r");
-	long long value;
-
-	if (!file || fscanf(file, "%lld", &value) != 1)
-		test_case_skip("no debugfs at /sys/kernel/debug");
-	fclose(file);
-	return value;
+	return kvm_stat("remote_tlb_flush");
 }
 
 #define STARTS		100
 
 /*
- * One flush for each start, though nothing is mapped: what is not mapped any more
- * may be in a TLB still. A flush is counted if it finds the vCPU in the guest, so
- * wait until it is there; it may be interrupted for something else.
+ * Expect one flush for each start, though nothing is mapped: a TLB may still
+ * have what was. A flush counts only if it finds the vCPU in the guest, so wait
+ * until it is there; it may still leave for something else.
  */
 static void log_start(void)
 {
-	long long before, count;
+	long before, count;
 	pthread_t thread;
 	uint64_t next;
 	cpu_set_t cpus;
 	int i;
 
-	TEST_ASSERT(!sched_getaffinity(0, sizeof(cpus), &cpus),
-		    "sched_getaffinity failed");
-	if (CPU_COUNT(&cpus) < 2)
-		test_case_skip("there is only one CPU");
+	need_two_cpus(&cpus);
 
 	create(0);
 	mem_a = small_pages(HUGE);
@@ -595,13 +581,18 @@ static void log_start(void)
 	vcpu_stop(thread);
 	kvm_vm_free(vm);
 
-	pr_info("%d starts, %lld flushes\n", STARTS, count);
-	/* On a busy machine the vCPU is rarely in the guest when it matters. */
+	pr_info("%d starts, %ld flushes\n", STARTS, count);
+	/*
+	 * On a busy machine the vCPU is rarely in the guest at the right time.
+	 */
 	TEST_ASSERT(count > STARTS / 20 && count <= STARTS,
-		    "%d starts of logging, %lld flushes", STARTS, count);
+		    "%d starts of logging, %ld flushes", STARTS, count);
 }
 
-/* Does KVM map by addresses of the guest's memory, whatever its page tables? */
+/*
+ * Does KVM use two-dimensional paging, without regard to the guest's page
+ * tables?
+ */
 static bool two_dimensional_paging(void)
 {
 	const char *file = is_intel_cpu() ?
@@ -620,24 +611,16 @@ static bool two_dimensional_paging(void)
 #define STOPS		500
 #define STOPS_SECONDS	20
 
-/* Shared by the thread that switches logging and the one that takes its memory. */
+/* Shared by the thread that switches logging and the one that takes memory */
 static struct {
 	sem_t go, done;
 	unsigned long delay;
-	/* Where the slot is; the same pages elsewhere. */
+	/* The slot's memory, and the same pages mapped elsewhere */
 	void *mem;
 	uint64_t *view;
-	/* After the memory was taken from the slot, and a moment later. */
+	/* Contents when the memory was taken, and a moment later */
 	uint64_t then[HUGE_PAGES], later[HUGE_PAGES];
 } take;
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return timespec_to_ns(ts);
-}
 
 static void *take_fn(void *data)
 {
@@ -666,7 +649,7 @@ static void *take_fn(void *data)
 	}
 }
 
-/* Let the two threads share a CPU, which the one that takes has when it wants. */
+/* Let both threads share a CPU, which the one that takes memory can preempt. */
 static void take_start(pthread_t *thread, pthread_t vcpu)
 {
 	struct sched_param param = { .sched_priority = 1 };
@@ -674,10 +657,7 @@ static void take_start(pthread_t *thread, pthread_t vcpu)
 	pthread_attr_t attr;
 	int cpu, ret;
 
-	TEST_ASSERT(!sched_getaffinity(0, sizeof(all), &all),
-		    "sched_getaffinity failed");
-	if (CPU_COUNT(&all) < 2)
-		test_case_skip("there is only one CPU");
+	need_two_cpus(&all);
 	for (cpu = 0; !CPU_ISSET(cpu, &all); cpu++)
 		;
 	CPU_ZERO(&one);
@@ -702,12 +682,12 @@ static void take_start(pthread_t *thread, pthread_t vcpu)
 }
 
 /*
- * When logging stops, small mappings of huge pages are removed. Take the pages
- * from the slot in the middle of that: when mmap() returns, nobody may write to
- * them any more. The same pages, mapped elsewhere, tell.
+ * When logging stops, KVM removes small mappings of huge pages. Take the pages
+ * from the slot in the middle of that: once mmap() has returned, nothing may
+ * write to them. A second mapping of the pages shows whether anything does.
  *
- * mmap() interrupts the CPU of the vCPU. Nothing fails where the TLB forgets what
- * it has of a guest at each exit, as under QEMU's emulation.
+ * mmap() interrupts the CPU of the vCPU. Where each exit flushes the guest's
+ * TLB entries, as under QEMU's emulation, this cannot fail.
  */
 static void log_stop(void)
 {
@@ -753,7 +733,7 @@ static void log_stop(void)
 		start = now_ns();
 		set_slot(SLOT_A, GPA_A, take.mem, STOP_SIZE, 0);
 		if (!sem_trywait(&take.done)) {
-			/* Perhaps always too early. */
+			/* Too early; wait longer. */
 			stop_ns += stop_ns / 16;
 		} else {
 			stop_ns = now_ns() - start;
@@ -761,7 +741,7 @@ static void log_stop(void)
 		}
 		for (i = 0; i < HUGE_PAGES; i++)
 			TEST_ASSERT(take.then[i] == take.later[i],
-				    "Try %d: the guest wrote %lu times to a page it has no more",
+				    "Try %d: the guest wrote %lu times to a page that was taken",
 				    n, take.later[i] - take.then[i]);
 	}
 	pr_info("%d times, the last took up to %lu us\n", n, stop_ns / 1000);

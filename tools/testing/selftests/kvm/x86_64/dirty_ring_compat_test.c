@@ -4,7 +4,7 @@
  *
  * This is such a program, with no library but nolibc, so that any compiler for
  * x86 can build it. Its guest, in real mode, writes one byte to each of some
- * pages and halts. Shows, one case each, that
+ * pages and halts. Show, one case each, that
  *  - the ring is enabled, mapped, harvested and reset as by a VMM of 64 bits,
  *    and what it does beyond the interface it has elsewhere is there, too,
  *  - a vCPU whose ring is full stops,
@@ -24,7 +24,7 @@
 #define RING_BYTES	(4 * PAGE)
 #define RING_ENTRIES	(RING_BYTES / sizeof(struct kvm_dirty_gfn))
 
-/* The guest's code, and what it writes to. */
+/* The guest's code, and the pages it writes to */
 #define CODE_GPA	0x1000U
 #define DATA_GPA	0x10000U
 #define DATA_PAGES	80U
@@ -41,13 +41,13 @@ static void put_number(long n)
 	put(ltoa(n));
 }
 
-/* Of nolibc only a thread ends, and some kernels add one for a VM. */
+/* End all threads: some kernels add one for a VM. nolibc's exit() ends one. */
 static void end(int status)
 {
 	my_syscall1(__NR_exit_group, status);
 }
 
-/* Ends the case, which is a process of its own, unless they are equal. */
+/* Fail the case, which has a process of its own, unless they are equal. */
 #define EXPECT(expr, want)	expect(#expr, expr, want)
 
 static void expect(const char *expr, long got, long want)
@@ -68,7 +68,7 @@ static void expect(const char *expr, long got, long want)
 /* Returns an address, or a negative error number. */
 static long map(int fd, unsigned long pgoff, unsigned long bytes, int flags)
 {
-	/* For mmap2 nolibc has not enough arguments. */
+	/* nolibc's syscalls have too few arguments for mmap2. */
 	unsigned long args[] = {
 		0, bytes, PROT_READ | PROT_WRITE, flags, fd, pgoff * PAGE,
 	};
@@ -82,9 +82,7 @@ static long call(int fd, unsigned int cmd, unsigned long arg)
 	return my_syscall3(__NR_ioctl, fd, cmd, arg);
 }
 
-/*
- * The guest: count, in ecx, pages from that on whose number is in ebx.
- */
+/* The guest's code: write to ecx pages, from page number ebx on. */
 static const unsigned char guest_code[] = {
 	0x89, 0xd8,		/* next: mov ax, bx */
 	0xc1, 0xe0, 0x08,	/* shl ax, 8: a segment for each page */
@@ -125,17 +123,19 @@ static long enable(struct vm *vm, unsigned int cap, unsigned long arg)
 	return call(vm->fd, KVM_ENABLE_CAP, (long)&enable);
 }
 
-/* A VM with rings, or with bitmaps. */
+/* Create a VM with rings, or with bitmaps. */
 static void vm_create(struct vm *vm, int ring)
 {
 	unsigned char *code;
 	struct kvm_sregs sregs;
 
-	/* That is what it is about. */
+	/* The point of this test */
 	EXPECT(sizeof(long), 4);
 	vm->fd = call(kvm, KVM_CREATE_VM, 0);
 	EXPECT(vm->fd > 0, 1);
-	/* Where a CPU needs them for real mode, not where the guest has memory. */
+	/*
+	 * For CPUs that need these for real mode: away from the guest's memory
+	 */
 	EXPECT(call(vm->fd, KVM_SET_TSS_ADDR, 0xfffbd000), 0);
 	if (ring)
 		EXPECT(enable(vm, KVM_CAP_DIRTY_LOG_RING, RING_BYTES), 0);
@@ -164,7 +164,7 @@ static void vm_create(struct vm *vm, int ring)
 	}
 }
 
-/* Let the guest write to pages; return why it stopped. */
+/* Let the guest write to pages. Return: why it stopped. */
 static long run(struct vm *vm, unsigned int first, unsigned int pages)
 {
 	struct kvm_regs regs = {};
@@ -183,7 +183,7 @@ static long run(struct vm *vm, unsigned int first, unsigned int pages)
 	return ret ? ret : vm->run->exit_reason;
 }
 
-/* Entries from @at on are those of pages from @first on: harvest them. */
+/* Harvest entries from @at on, which must be for pages from @first on. */
 static void harvest(struct vm *vm, unsigned int at, unsigned int first,
 		    unsigned int pages)
 {
@@ -208,7 +208,7 @@ static void vm_destroy(struct vm *vm)
 	close(vm->fd);
 }
 
-/* As a program of 32 bits has it */
+/* As a program of 32 bits has this */
 static long get_log(struct vm *vm, void *bitmap)
 {
 	struct kvm_dirty_log log = { .slot = 1, .dirty_bitmap = bitmap };
@@ -237,13 +237,13 @@ static void ring(void)
 	EXPECT(call(kvm, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING), 1048576);
 	vm_create(&vm, 1);
 	EXPECT(enable(&vm, KVM_CAP_DIRTY_LOG_RING, RING_BYTES), -EINVAL);
-	/* The bitmap's ioctls have nothing to work on, and know. */
+	/* The bitmap's ioctls are refused: there is no bitmap. */
 	EXPECT(get_log(&vm, NULL), -ENXIO);
 	EXPECT(clear_log(&vm, 0, 64, NULL), -ENXIO);
 
 	EXPECT(run(&vm, 0, 20), KVM_EXIT_HLT);
 	harvest(&vm, 0, 0, 20);
-	/* Reported, and not again until it is reset. */
+	/* Reported, and not again until the reset */
 	EXPECT(run(&vm, 0, 20), KVM_EXIT_HLT);
 	EXPECT(vm.ring[20].flags, 0);
 	EXPECT(call(vm.fd, KVM_RESET_DIRTY_RINGS, 0), 20);
@@ -278,11 +278,14 @@ static void full(void)
 	long exit;
 
 	vm_create(&vm, 1);
-	/* All pages again and again, and harvested only when it stops. */
+	/* Write all pages again and again; harvest only when the vCPU stops. */
 	exit = run(&vm, 0, DATA_PAGES);
 	while (stops < 3) {
 		if (exit == KVM_EXIT_HLT) {
-			/* More entries of the same pages: reported once each. */
+			/*
+			 * More entries for the same pages: each is reported
+			 * once.
+			 */
 			EXPECT(set_slot(&vm, 1, DATA_GPA, DATA_PAGES, vm.data,
 					0), 0);
 			EXPECT(set_slot(&vm, 1, DATA_GPA, DATA_PAGES, vm.data,
@@ -311,7 +314,7 @@ static void full(void)
 static void expect_bits(struct vm *vm, unsigned int w0, unsigned int w1,
 			unsigned int w2)
 {
-	/* In longs of 64 bits; and something behind them */
+	/* In longs of 64 bits, and something behind them */
 	unsigned int bitmap[6] = { ~0U, ~0U, ~0U, ~0U, 0x5a5a5a5a, 0x5a5a5a5a };
 
 	EXPECT(get_log(vm, bitmap), 0);
@@ -350,10 +353,10 @@ static void clear(void)
 	expect_bits(&vm, ~0U, ~0U, 0x3f);
 	EXPECT(clear_log(&vm, 0, DATA_PAGES, bits), 0);
 	expect_bits(&vm, ~0xfU, ~0U, 0x3c);
-	/* Protected again is what was cleared. */
+	/* Only what was cleared is protected again. */
 	EXPECT(run(&vm, 0, 2), KVM_EXIT_HLT);
 	expect_bits(&vm, ~0xcU, ~0U, 0x3c);
-	/* Not the first, and not all */
+	/* Neither the first page, nor all */
 	bits[0] = 0x30;
 	EXPECT(clear_log(&vm, 64, DATA_PAGES - 64, bits), 0);
 	expect_bits(&vm, ~0xcU, ~0U, 0xc);

@@ -3,13 +3,14 @@
  * Test that the dirty ring sees a page get dirty whichever way that happens
  *
  * One case a way: what KVM writes on its own (clocks, steal time, async page
- * faults, the pages of Hyper-V's and of the local APIC's paravirtual interfaces),
- * instructions that KVM emulates, guests of the guest, and memory in huge pages
- * when logging is switched on. Ordinary writes of the guest, SMM, and ioctls that write guest
- * memory are in dirty_ring_test and dirty_ring_reliability_test.
+ * faults, the pages of Hyper-V's and of the local APIC's paravirtual
+ * interfaces), instructions that KVM emulates, guests of the guest, and memory
+ * in huge pages when logging is switched on. Ordinary writes of the guest, SMM,
+ * and ioctls that write guest memory are in dirty_ring_test and
+ * dirty_ring_reliability_test.
  *
- * Each way is tried, harvested and reset more than once: the second time shows
- * that the page was write-protected again.
+ * Try, harvest and reset each way more than once: the second time shows that
+ * the page was write-protected again.
  */
 
 #define _GNU_SOURCE /* for program_invocation_name */
@@ -38,11 +39,11 @@
 #define MMIO_GPA	0x80000000UL
 #define MMIO_GVA	0xd0000000UL
 
-/* Where the guest of a guest finds the memslot: elsewhere. */
+/* Where the guest's guest has the memslot: elsewhere */
 #define L2_GPA		0xc0000000UL
 #define L2_GVA		0xe0000000UL
 
-/* Pages for the page tables of that guest. */
+/* Pages for the page tables of the guest's guest */
 #define FIRST_FREE_GPA	0x200000
 
 #define MSR_HV_GUEST_OS_ID	0x40000000
@@ -58,7 +59,7 @@
 #define CLOCK_PAIRING_HYPERCALL	9
 #define ASYNC_PF_VECTOR		0x40
 
-/* What the guest does next. */
+/* What the guest does next */
 enum {
 	DO_NOTHING, DO_STORE, DO_WRMSR, DO_INS, DO_MOVS, DO_INTERRUPT,
 	DO_STORE_INTERRUPTIBLE, DO_VMCALL, DO_VMMCALL,
@@ -155,11 +156,11 @@ static void run(void)
 
 	while (true) {
 		vcpu_run(vm, 0);
-		/* It reads what happens to be in KVM's buffer. */
+		/* The guest reads whatever is in KVM's buffer. */
 		if (run->exit_reason == KVM_EXIT_IO &&
 		    run->io.port == IN_PORT)
 			continue;
-		/* It tells of SynIC's pages; there is nothing to do. */
+		/* An exit for SynIC's pages; nothing to do */
 		if (run->exit_reason == KVM_EXIT_HYPERV)
 			continue;
 		if (run->exit_reason == KVM_EXIT_MMIO) {
@@ -210,8 +211,8 @@ static void mark(uint32_t slot, uint64_t offset, void *data)
 }
 
 /*
- * The page, and no other of the slot, is in the ring; but perhaps one that was
- * written before the guest had its way.
+ * Expect the page in the ring, and no other of the slot but, perhaps, the one
+ * that was written before.
  */
 static void expect_page_or(int page, int before)
 {
@@ -241,7 +242,7 @@ static void by_msr(uint32_t msr, uint64_t bits)
 	for (i = 0; i < ROUNDS; i++) {
 		run_todo(DO_WRMSR, msr, page_gpa(7 + i) | bits);
 		run_todo(DO_NOTHING, 0, 0);
-		/* On its way to the WRMSR KVM may update the last one. */
+		/* Before the WRMSR, KVM may update the last one. */
 		expect_page_or(7 + i, 6 + i);
 	}
 	kvm_vm_free(vm);
@@ -321,7 +322,7 @@ static void enable_apic(void)
 	vcpu_ioctl(vm, 0, KVM_SET_LAPIC, &lapic);
 }
 
-/* The page where KVM shows the task priority, each time the vCPU is entered. */
+/* The page to which KVM writes the task priority at each entry */
 static void apic_page(void)
 {
 	struct kvm_vapic_addr addr = { .vapic_addr = page_gpa(11) + 8 };
@@ -332,7 +333,7 @@ static void apic_page(void)
 	enable_apic();
 	vcpu_ioctl(vm, 0, KVM_SET_VAPIC_ADDR, &addr);
 	for (i = 0; i < ROUNDS; i++) {
-		/* Something that makes KVM look at events on the way in. */
+		/* Have KVM look at events on the way in. */
 		vcpu_ioctl(vm, 0, KVM_GET_MP_STATE, &mp);
 		vcpu_set_mp_state(vm, 0, &mp);
 		run_todo(DO_NOTHING, 0, 0);
@@ -345,7 +346,9 @@ static void ignore(struct ex_regs *regs)
 {
 }
 
-/* The page where KVM tells if an interrupt needs an EOI, which it never gets. */
+/*
+ * The page in which KVM says whether an interrupt needs an EOI; it gets none.
+ */
 static void pv_eoi(void)
 {
 	struct kvm_msi msi = { .address_lo = 0xfee00000 };
@@ -357,7 +360,7 @@ static void pv_eoi(void)
 	enable_apic();
 	run_todo(DO_WRMSR, MSR_KVM_PV_EOI_EN, page_gpa(3) | 1);
 	for (i = 0; i < ROUNDS; i++) {
-		/* Of a higher priority than the last one. */
+		/* Of a higher priority than the last one */
 		msi.data = 0x40 + i * 16;
 		vm_handle_exception(vm, msi.data, ignore);
 		EXPECT(ioctl(vm_get_fd(vm), KVM_SIGNAL_MSI, &msi), 1);
@@ -377,7 +380,7 @@ static void clock_pairing(void)
 			 CLOCK_PAIRING_HYPERCALL, page_gpa(4 + i));
 		sync_global_from_guest(vm, todo);
 		if (todo.answer == -95UL)
-			test_case_skip("the host does not tell time by the TSC");
+			test_case_skip("the host's clock is not the TSC");
 		TEST_ASSERT(!todo.answer, "The hypercall returned %ld",
 			    todo.answer);
 		expect_page(4 + i);
@@ -385,7 +388,7 @@ static void clock_pairing(void)
 	kvm_vm_free(vm);
 }
 
-/* Memory that is there only after a while */
+/* Memory that takes a while to be there */
 
 #define SLOW_PAGE	32
 
@@ -406,7 +409,7 @@ static void *bring_page(void *data)
 	return NULL;
 }
 
-/* The page where KVM tells that a page is not there, and when it is. */
+/* The page in which KVM says that a page is not there, and then that it is */
 static void async_page_fault(void)
 {
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
@@ -614,7 +617,7 @@ static void nested_paging(void)
 		virt_map(vm, L2_GVA, L2_GPA, PAGES, 0);
 		vmx = vcpu_alloc_vmx(vm, &gva);
 		vcpu_args_set(vm, 0, 1, gva);
-		/* After all that L2 uses has got its place. */
+		/* After everything that L2 uses is mapped */
 		prepare_eptp(vmx, vm, 0);
 		nested_map_memslot(vmx, vm, 0, 0);
 		nested_map(vmx, vm, L2_GPA, GPA, PAGES * getpagesize(), 0);
@@ -632,15 +635,9 @@ static void nested_paging(void)
 #define HUGE_WRITES	60
 
 /* Faults that made KVM map something, in all VMs */
-static long long faults(void)
+static long faults(void)
 {
-	FILE *file = fopen("/sys/kernel/debug/kvm/pf_fixed", "r");
-	long long value;
-
-	if (!file || fscanf(file, "%lld", &value) != 1)
-		test_case_skip("no debugfs at /sys/kernel/debug");
-	fclose(file);
-	return value;
+	return kvm_stat("pf_fixed");
 }
 
 static void huge_mark(uint32_t slot, uint64_t offset, void *data)
@@ -651,37 +648,27 @@ static void huge_mark(uint32_t slot, uint64_t offset, void *data)
 		    "Slot %#x, page %#lx was reported", slot, offset);
 }
 
-static void huge_pages(size_t size, int flags)
+static void huge_pages(size_t size, unsigned int shift)
 {
-	struct kvm_userspace_memory_region region = {
-		.slot = HUGE_SLOT,
-		.guest_phys_addr = HUGE_GPA,
-		.memory_size = size,
-	};
 	size_t page = getpagesize();
 	uint64_t expected[HUGE_WRITES], *next;
 	uint32_t i, round;
-	long long before;
+	long before;
 	void *mem;
 
-	mem = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE |
-		   MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE | flags, -1, 0);
-	if (mem == MAP_FAILED)
-		test_case_skip("no free huge pages of this size");
-	region.userspace_addr = (uintptr_t)mem;
+	mem = map_huge_pages(size, shift);
 	for (i = 0; i < HUGE_WRITES; i++)
 		expected[i] = i * 17;
 
 	create(guest_code);
-	vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region);
+	vm_set_slot(vm, HUGE_SLOT, HUGE_GPA, mem, size, 0);
 	for (i = 0; i < HUGE_WRITES; i++)
 		virt_map(vm, HUGE_GVA + expected[i] * page,
 			 HUGE_GPA + expected[i] * page, 1, 0);
 
 	run_todo(DO_NOTHING, 0, 0);
 	for (round = 0; round < 2; round++) {
-		region.flags = 0;
-		vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region);
+		vm_set_slot(vm, HUGE_SLOT, HUGE_GPA, mem, size, 0);
 		before = faults();
 		for (i = 0; i < HUGE_WRITES; i++)
 			run_todo(DO_STORE, HUGE_GVA + expected[i] * page, 0);
@@ -690,8 +677,8 @@ static void huge_pages(size_t size, int flags)
 		TEST_ASSERT(!vcpu_harvest_dirty_ring(vm, 0, 1, huge_mark, NULL),
 			    "Reported, but not tracked");
 
-		region.flags = KVM_MEM_LOG_DIRTY_PAGES;
-		vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region);
+		vm_set_slot(vm, HUGE_SLOT, HUGE_GPA, mem, size,
+			    KVM_MEM_LOG_DIRTY_PAGES);
 		for (i = 0; i < HUGE_WRITES; i++) {
 			run_todo(DO_STORE, HUGE_GVA + expected[i] * page, 0);
 			run_todo(DO_STORE, HUGE_GVA + expected[i] * page, 0);
@@ -711,12 +698,12 @@ static void huge_pages(size_t size, int flags)
 
 static void huge_2m(void)
 {
-	huge_pages(4UL << 20, 21 << MAP_HUGE_SHIFT);
+	huge_pages(4UL << 20, 21);
 }
 
 static void huge_1g(void)
 {
-	huge_pages(1UL << 30, 30 << MAP_HUGE_SHIFT);
+	huge_pages(1UL << 30, 30);
 }
 
 static const struct test_case cases[] = {

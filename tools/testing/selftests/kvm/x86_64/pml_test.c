@@ -4,7 +4,7 @@
  *
  * With PML the CPU writes down itself which pages the guest writes to; KVM
  * takes that over at the vCPU's next exit. Without PML, or on the first write
- * to a page, the guest faults. Shows, one case each, that
+ * to a page, the guest faults. Show, one case each, that
  *  - exactly the pages that were written are in the ring, in the order of
  *    their first writes, once, and again after a reset,
  *  - exactly they are in the bitmap,
@@ -31,9 +31,8 @@
 #include <sys/ioctl.h>
 
 /*
- * The guest makes as many writes, in an order that is not that of the pages.
- * Some pages it writes to twice, with others in between. The last page it
- * writes to is in the middle of a log.
+ * Writes of the guest, not in the order of the pages, and to some pages twice,
+ * with others in between. The last one is in the middle of a log.
  */
 #define WRITES		1500
 #define STEP		389	/* has no common factor with the above */
@@ -41,7 +40,7 @@
 #define LOG_ENTRIES	512
 #define PAGE_SIZE	4096
 
-/* The pages are not side by side: some of the slot are never written to. */
+/* Leave gaps: some pages of the slot are never written to. */
 #define SLOT_PAGES	(3 * PAGES)
 
 #define ROUNDS		3
@@ -65,7 +64,7 @@ static void guest_code(void)
 	}
 }
 
-/* A VM that runs the code above; without entries, it has a bitmap. */
+/* Create a VM that runs the code above, with a bitmap if @entries is 0. */
 static struct ring_vm *pml_vm_create(uint32_t entries)
 {
 	struct ring_vm *rv = ring_vm_create(entries, 1, SLOT_PAGES,
@@ -79,14 +78,14 @@ static struct ring_vm *pml_vm_create(uint32_t entries)
 	return rv;
 }
 
-/* The vCPU makes all its writes, which are known to fit. */
+/* Have the vCPU make all its writes, which must fit into the ring. */
 static void write_all(struct ring_vm *rv)
 {
 	TEST_ASSERT(ring_vm_run(rv, 0) == RING_VM_DONE,
 		    "The ring is full too early");
 }
 
-/* Exactly the pages written are in the ring, once, in the order of writing. */
+/* Expect exactly the pages written in the ring, once each, in order. */
 static void expect_in_ring(struct ring_vm *rv)
 {
 	unsigned long *written = bitmap_alloc(SLOT_PAGES);
@@ -111,7 +110,7 @@ static void expect_in_ring(struct ring_vm *rv)
 	ring_vm_forget(rv);
 }
 
-/* Exactly the pages written are in the bitmap. */
+/* Expect exactly the pages written in the bitmap. */
 static void expect_in_bitmap(struct ring_vm *rv)
 {
 	unsigned long *written = bitmap_alloc(SLOT_PAGES);
@@ -176,8 +175,8 @@ static void small_ring(void)
 		for (full = 0; ring_vm_run(rv, 0) == RING_VM_FULL; full++) {
 			n = ring_vm_collect(rv);
 			/*
-			 * A write that faults is reported, and waits for the
-			 * reset; then it faults again.
+			 * A write that faults is reported and waits for the
+			 * reset, then faults again.
 			 */
 			if (!pml || !round)
 				most[rv->order[(rv->nr_order - 1) %
@@ -316,7 +315,7 @@ static void expect_exits(uint32_t entries, void (*expect)(struct ring_vm *rv))
 	trace_find();
 	rv = pml_vm_create(entries);
 
-	/* Nothing is mapped: each page faults, with PML or without. */
+	/* Nothing is mapped yet: each page faults, with PML or without. */
 	exits = count_exits(rv);
 	TEST_ASSERT(exits.ept_violation >= PAGES && !exits.pml_full,
 		    "The first writes: %u EPT violations, %u times PML full",
@@ -324,9 +323,9 @@ static void expect_exits(uint32_t entries, void (*expect)(struct ring_vm *rv))
 	expect(rv);
 
 	/*
-	 * An interrupt empties the log: repeat until there was none. Without
-	 * a log one that comes between a fault and the write may let the write
-	 * fault again.
+	 * Repeat until there was no interrupt: it empties the log. Without a
+	 * log, one between a fault and its write may make the write fault
+	 * again.
 	 */
 	for (i = 0; i < 100; i++) {
 		exits = count_exits(rv);

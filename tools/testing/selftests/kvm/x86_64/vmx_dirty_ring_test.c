@@ -4,7 +4,7 @@
  * Intel
  *
  * What L2 itself writes is in dirty_ring_paths_test. Here it is what KVM and the
- * CPU do for L1 and L2 behind their backs. Shows, one case each, that
+ * CPU do for L1 and L2 behind their backs. Show, one case each, that
  *  - nothing is reported that was not written, if dirty pages are asked for while
  *    KVM has another VMCS loaded than the vCPU's,
  *  - what the CPU writes to L1's virtual-APIC page and posted-interrupt descriptor
@@ -27,12 +27,12 @@
 #include "test_cases.h"
 #include "vmx.h"
 
-/* More than the CPU's log, or the smallest ring, has entries. */
+/* More pages than the CPU's log, or the smallest ring, has entries */
 #define PAGES		2048
 #define PAGE_SIZE	4096
 #define RING_ENTRIES	4096
 
-/* Pages of the memslot that L1 lets the CPU or KVM write to. */
+/* Pages of the memslot that L1 has the CPU or KVM write to */
 #define VIRTUAL_APIC	5
 #define POSTED		6
 #define EVMCS		9
@@ -48,12 +48,12 @@ struct posted_interrupts {
 	uint64_t outstanding;
 };
 
-/* How long cases last that look for what happens now and then. */
+/* Seconds for cases that look for what happens only now and then */
 #define SECONDS		5
 
 /* Shared with the guest. */
 static struct {
-	/* The code of L2, and what else L1 switches on for it. */
+	/* L2's code, and what L1 switches on for it */
 	void *l2;
 	uint64_t tpr_shadow;
 	uint64_t posted;
@@ -63,7 +63,7 @@ static struct {
 
 static struct ring_vm *rv;
 
-/* Shared with the guest, as this process sees it. */
+/* The same in this process */
 static typeof(shared) *guest_shared(void)
 {
 	return addr_gva2hva(rv->vm, (vm_vaddr_t)&shared);
@@ -153,10 +153,7 @@ static void write_pages(void)
 	}
 }
 
-/*
- * Leave the CPU's log full of what was written before: faults at first, then the
- * log.
- */
+/* Leave the CPU's log full of old writes: first faults, then the log. */
 static void l1_fill_log(void)
 {
 	write_pages();
@@ -180,7 +177,7 @@ static void l1_resumes(struct vmx_pages *vmx)
 	GUEST_SYNC(0);
 }
 
-/* Each time KVM sets up a VMCS for L2 anew. */
+/* Each round, KVM sets up a VMCS for L2 anew. */
 static void l1_starts_over(struct vmx_pages *vmx)
 {
 	unsigned long stack[64];
@@ -230,7 +227,7 @@ static void l1_evmcs(struct vmx_pages *vmx)
 
 /* Userspace */
 
-/* A VM whose vCPUs run L1's code; without entries, it has a bitmap. */
+/* Create a VM whose vCPUs run L1's code, with a bitmap if @entries is 0. */
 static struct vmx_pages *create(uint32_t entries, uint32_t nr_vcpus, void *l1,
 				void *l2, bool tpr_shadow)
 {
@@ -276,15 +273,7 @@ static void *runner(void *unused)
 	return NULL;
 }
 
-static uint64_t seconds(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec;
-}
-
-/* Bring all that is dirty to where it can be read, and whether a page is. */
+/* Bring all that is dirty into the rings or the bitmap, and take it. */
 static void look(unsigned long *bitmap)
 {
 	if (rv->entries) {
@@ -316,7 +305,7 @@ static uint32_t count_dirty(unsigned long *bitmap)
 	return n;
 }
 
-/* Nothing is written, so nothing may be reported, whatever KVM is doing. */
+/* Nothing is written: nothing may be reported, whatever KVM is doing. */
 static void expect_nothing(uint32_t entries, void *l1)
 {
 	unsigned long bitmap[PAGES / 64];
@@ -337,7 +326,7 @@ static void expect_nothing(uint32_t entries, void *l1)
 	pthread_create(&thread, NULL, runner, NULL);
 	while (!READ_ONCE(guest_shared()->rounds))
 		;
-	for (end = seconds() + SECONDS; seconds() < end; looks++) {
+	for (end = now_s() + SECONDS; now_s() < end; looks++) {
 		look(bitmap);
 		n = count_dirty(bitmap);
 		TEST_ASSERT(!n, "%u pages were reported, none was written, after %lu rounds of L1",
@@ -372,8 +361,8 @@ static void new_vmcs_bitmap(void)
 }
 
 /*
- * As look(), but the vCPU is left alone as far as possible: if it leaves L2, and a
- * reset makes it, pages are marked.
+ * As look(), but leave the vCPU alone as far as possible: if it leaves L2, as a
+ * reset makes it, KVM marks pages.
  */
 static void look_quietly(unsigned long *bitmap)
 {
@@ -389,7 +378,7 @@ static void look_quietly(unsigned long *bitmap)
 	}
 }
 
-/* The CPU writes to the page all the time; it is found whenever it has. */
+/* The CPU writes to the page all the time: each look must find it. */
 static void expect_virtual_apic(uint32_t entries)
 {
 	unsigned long bitmap[PAGES / 64];
@@ -404,7 +393,7 @@ static void expect_virtual_apic(uint32_t entries)
 		;
 	look_quietly(bitmap);
 	is_dirty(bitmap, VIRTUAL_APIC);
-	for (end = seconds() + SECONDS; seconds() < end; looks++) {
+	for (end = now_s() + SECONDS; now_s() < end; looks++) {
 		v = READ_ONCE(*vtpr);
 		while (READ_ONCE(*vtpr) == v)
 			;
@@ -428,7 +417,7 @@ static void virtual_apic_bitmap(void)
 	expect_virtual_apic(0);
 }
 
-/* The CPU clears what userspace posts. */
+/* The CPU clears what userspace posts, which is a write. */
 static void posted_interrupts(void)
 {
 	struct kvm_msi msi = {
@@ -456,7 +445,7 @@ static void posted_interrupts(void)
 	look_quietly(NULL);
 	rv->seen[POSTED] = 0;
 	rv->seen[VIRTUAL_APIC] = 0;
-	for (end = seconds() + SECONDS; seconds() < end; times++) {
+	for (end = now_s() + SECONDS; now_s() < end; times++) {
 		WRITE_ONCE(posted->requests[1], 1);
 		WRITE_ONCE(posted->outstanding, 1);
 		EXPECT(ioctl(vm_get_fd(rv->vm), KVM_SIGNAL_MSI, &msi), 1);
@@ -507,13 +496,13 @@ static void evmcs(void)
 	vcpu_enable_evmcs(rv->vm, 0);
 
 	for (i = 0; i < 3; i++) {
-		/* Out of L2, after L1 wrote to its VMCS. */
+		/* Leave L2, after L1 wrote to its VMCS. */
 		run(0, 2);
 		ring_vm_collect(rv);
 		TEST_ASSERT(rv->seen[EVMCS], "What L1 wrote is not reported");
 		ring_vm_forget(rv);
 
-		/* Out of L1, after KVM wrote to it. */
+		/* Leave L1, after KVM wrote to it. */
 		run(0, 1);
 		ring_vm_collect(rv);
 		ring_vm_expect(rv, EVMCS, 1);
@@ -522,8 +511,9 @@ static void evmcs(void)
 }
 
 /*
- * When vCPU 1 goes, after vCPU 0, L1's page is marked, and there is no room for
- * it. Its memslot is still there: the process ends, and frees nothing before.
+ * When vCPU 1 goes, after vCPU 0, KVM marks L1's page, and finds no room for
+ * it. End the process and free nothing before, so that the memslot is still
+ * there.
  */
 static void destroy(void)
 {
