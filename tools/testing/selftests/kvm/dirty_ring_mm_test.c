@@ -31,7 +31,7 @@
 /* At most so many rounds, in at most so many seconds */
 #define ROUNDS		16
 #define COLLECTS	3
-#define SECONDS		10
+#define SECONDS		5
 
 /* How long to wait for what kernel threads do, in seconds */
 #define PATIENCE	60
