@@ -475,17 +475,20 @@ static int kvm_fds(int *fds, int max)
  */
 static void end_full(int order)
 {
-	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), FULL_VCPUS,
-					    4096, KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	uint32_t entries = ring_vm_min_entries();
+	uint32_t steal_time = FULL_VCPUS * entries;
+	struct ring_vm *rv = ring_vm_create(entries, FULL_VCPUS,
+					    steal_time + FULL_VCPUS,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
 	int fds[FULL_VCPUS + 1], i, n = order - 1;
 
 	for (i = 0; i < FULL_VCPUS; i++) {
-		ring_vm_set_task(rv, i, i * 1000, rv->limit, 1);
+		ring_vm_set_task(rv, i, i * entries, rv->limit, 1);
 		EXPECT(ring_vm_run(rv, i), RING_VM_FULL);
 		ring_vm_set_steal_time(rv, i, RING_VM_GPA +
-					      (3500 + i) * getpagesize());
+					      (steal_time + i) * getpagesize());
 #ifdef __x86_64__
-		ring_vm_write_by_ioctl(rv, i, i * 1000, rv->entries);
+		ring_vm_write_by_ioctl(rv, i, i * entries, entries);
 #endif
 	}
 
