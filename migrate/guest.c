@@ -38,7 +38,9 @@
  * "at N" ten times a second, the number of writes so far, and "bad: ..." for
  * the first pages found wrong. A "c" read there asks for the check, answered by
  * "check: pages=N bad=N writes=N" with what was found wrong since the last one,
- * and mended.
+ * and mended. An "h" holds the writers between two writes, answered by "held",
+ * until the next byte is read: who changes a page from outside must know that
+ * no write to it is under way.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -300,6 +302,17 @@ static void check(void)
 	pthread_rwlock_unlock(&writing);
 }
 
+static void hold(void)
+{
+	char c;
+
+	pthread_rwlock_wrlock(&writing);
+	tell("held\n");
+	while (read(console, &c, 1) != 1)
+		;
+	pthread_rwlock_unlock(&writing);
+}
+
 static void set_up(struct writer *w, uint64_t pages)
 {
 	uint64_t tables = (pages + PER_TABLE_PAGE - 1) / PER_TABLE_PAGE;
@@ -381,8 +394,12 @@ int main(void)
 
 	input.fd = console;
 	for (;;) {
-		if (poll(&input, 1, 100) == 1 && read(console, &c, 1) == 1 && c == 'c')
-			check();
+		if (poll(&input, 1, 100) == 1 && read(console, &c, 1) == 1) {
+			if (c == 'c')
+				check();
+			else if (c == 'h')
+				hold();
+		}
 		tell("at %llu\n", (unsigned long long)all_writes());
 	}
 }
