@@ -6,7 +6,7 @@
 migration_numbers() {
 	number MEM 128 1024
 	number RATE 1 1000000
-	number RING 1024 65536
+	number RING 256 65536
 	((!(RING & (RING - 1)))) || die "RING=$RING is no power of two"
 	number CPUS 1 8
 	number BANDWIDTH 1 10000

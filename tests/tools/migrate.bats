@@ -24,8 +24,8 @@ setup() {
 }
 
 @test "RING that is no number of entries is refused" {
-	for v in 0 512 65537 131072 4096K -4096 '$(id)' 4294971392; do
-		refuses "$script" "RING='$v' must be a number from 1024 to 65536" RING="$v"
+	for v in 0 128 65537 131072 4096K -4096 '$(id)' 4294971392; do
+		refuses "$script" "RING='$v' must be a number from 256 to 65536" RING="$v"
 	done
 }
 
