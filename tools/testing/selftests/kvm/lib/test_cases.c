@@ -85,9 +85,10 @@ static int wait_for_case(pid_t pid)
 	return status;
 }
 
-static void run_case(const struct test_case *c, const sigset_t *end_set)
+static void run_case(const struct test_case *c, unsigned int slow,
+		     const sigset_t *end_set)
 {
-	unsigned int seconds = c->seconds ?: TEST_CASE_SECONDS;
+	unsigned int seconds = (c->seconds ?: TEST_CASE_SECONDS) * slow;
 	sigset_t old;
 	int status;
 	pid_t pid;
@@ -148,22 +149,29 @@ void test_cases_main(int argc, char **argv, const struct test_case *cases,
 		     unsigned int nr)
 {
 	bool exclude = false;
-	unsigned int i, plan = 0;
+	unsigned int i, plan = 0, slow = 1;
 	sigset_t end_set;
 	int opt;
 
-	while ((opt = getopt(argc, argv, "hlx")) != -1) {
+	while ((opt = getopt(argc, argv, "hls:x")) != -1) {
 		switch (opt) {
 		case 'l':
 			for (i = 0; i < nr; i++)
 				printf("%s\n", cases[i].name);
 			exit(0);
+		case 's':
+			slow = atoi(optarg);
+			if (slow >= 1 && slow <= 100)
+				break;
+			fprintf(stderr, "-s wants a number from 1 to 100\n");
+			exit(KSFT_FAIL);
 		case 'x':
 			exclude = true;
 			break;
 		default:
-			printf("usage: %s [-h] [-l] [-x] [case...]\n"
+			printf("usage: %s [-h] [-l] [-s n] [-x] [case...]\n"
 			       " -l: list the cases\n"
+			       " -s: give each case n times its time, for a slow kernel or machine\n"
 			       " -x: run all cases but those named (default: only those named, or all)\n",
 			       argv[0]);
 			exit(opt == 'h' ? 0 : KSFT_FAIL);
@@ -192,7 +200,7 @@ void test_cases_main(int argc, char **argv, const struct test_case *cases,
 
 	for (i = 0; i < nr; i++)
 		if (!argc || is_named(&cases[i], argv, argc) != exclude)
-			run_case(&cases[i], &end_set);
+			run_case(&cases[i], slow, &end_set);
 
 	ksft_print_cnts();
 	exit(ksft_get_fail_cnt() ? KSFT_FAIL : KSFT_PASS);
