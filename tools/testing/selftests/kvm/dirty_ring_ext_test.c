@@ -6,6 +6,8 @@
  *  - KVM_CAP_DIRTY_RING_EXT tells what there is,
  *  - KVM_RESET_DIRTY_RINGS on a vCPU resets its ring alone, while it runs and
  *    others are reset, and a copy kept up to date that way is right,
+ *  - a reset that finds nothing, because another has taken it, returns when the
+ *    other's pages are protected,
  *  - after KVM_SYNC_DIRTY_RINGS one harvest sees all that was written before,
  *    while vCPUs run, and no vCPU returns to userspace for it,
  *  - that includes a page that another vCPU is about to mark, and what a vCPU
@@ -18,7 +20,8 @@
  *    reported that was not written, or it is counted,
  *  - the statistics in debugfs count what happened, and setting them to 0 does
  *    no harm,
- *  - resets that find nothing flush no TLB.
+ *  - resets that find nothing flush no TLB,
+ *  - pushes that are traced are in the ring as well.
  */
 
 #define _GNU_SOURCE /* for program_invocation_name */
@@ -536,6 +539,124 @@ static void vcpu_reset_running(void)
 	ring_vm_free(rv);
 }
 
+/*
+ * Have one thread reset all rings, the first of which has one entry, and another
+ * that ring alone as soon as it is empty: it finds nothing, but the vCPU, which
+ * writes to that page all the time, may still have it in its TLB. The long second
+ * ring keeps the first thread from the flush meanwhile.
+ */
+#define TAKEN_ROUNDS	32
+
+static void *reset_all(void *data)
+{
+	struct ring_vm *rv = data;
+
+	EXPECT(vm_reset_dirty_rings(rv->vm), rv->limit);
+	return NULL;
+}
+
+static void vcpu_reset_taken(void)
+{
+	struct ring_vm_runner runner;
+	struct kvm_dirty_gfn *entry;
+	cpu_set_t cpus, first;
+	struct ring_vm *rv;
+	pthread_t thread;
+	uint64_t *page;
+	uint32_t n;
+	int i, cpu;
+
+	need_vcpu_reset();
+	need_two_cpus(&cpus);
+	rv = ring_vm_create(4096, 2, 4096, KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	n = rv->limit - 1;
+	page = (uint64_t *)(rv->mem + n * getpagesize());
+
+	/* One CPU for the vCPU, the others for the resets */
+	for (cpu = 0; !CPU_ISSET(cpu, &cpus); cpu++)
+		;
+	CPU_ZERO(&first);
+	CPU_SET(cpu, &first);
+	CPU_CLR(cpu, &cpus);
+	EXPECT(sched_setaffinity(0, sizeof(first), &first), 0);
+	ring_vm_set_task(rv, 0, n, 1, 0);
+	WRITE_ONCE(ring_vm_task(rv, 0)->spin, 1);
+	ring_vm_runner_start(&runner, rv, 0);
+	EXPECT(sched_setaffinity(0, sizeof(cpus), &cpus), 0);
+
+	ring_vm_wait_for_store(page);
+	if (dirty_ring_cpu_logs_pages())
+		EXPECT(vm_sync(rv->vm), 0);
+	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), 1);
+	for (i = 0; i < TAKEN_ROUNDS; i++) {
+		ring_vm_write(rv, 1, 0, n);
+		EXPECT(ring_vm_harvest(rv, 1, DIRTY_RING_HARVEST_ALL), n);
+
+		entry = vcpu_dirty_ring(rv->vm, 0) + i % rv->entries;
+		EXPECT(pthread_create(&thread, NULL, reset_all, rv), 0);
+		while (smp_load_acquire(&entry->flags))
+			;
+		EXPECT(vcpu_reset(rv->vm, 0), 0);
+		ring_vm_wait_for_store(page);
+		if (dirty_ring_cpu_logs_pages())
+			EXPECT(vm_sync(rv->vm), 0);
+		EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), 1);
+		EXPECT(pthread_join(thread, NULL), 0);
+	}
+	ring_vm_runner_stop(&runner);
+	ring_vm_free(rv);
+}
+
+/* A push takes another path while it is traced. */
+#define TRACE	"/sys/kernel/tracing/instances/dirty_ring_test"
+#define EVENT	TRACE "/events/kvm/kvm_dirty_ring_push/enable"
+
+static void traced(void)
+{
+	struct ring_vm *rv = ring_vm_create_small(ring_vm_min_entries());
+	unsigned int vcpu, as, slot, used;
+	char line[512], *what;
+	uint32_t n = 0;
+	uint64_t offset;
+	FILE *file;
+
+	/* One that is left over from a test that failed has old events. */
+	rmdir(TRACE);
+	if (mkdir(TRACE, 0700))
+		test_case_skip("no trace instance: %s", strerror(errno));
+	file = fopen(EVENT, "w");
+	if (!file) {
+		rmdir(TRACE);
+		test_case_skip("no tracepoint kvm_dirty_ring_push");
+	}
+	TEST_ASSERT(fputs("1\n", file) >= 0 && !fclose(file), EVENT ": %s",
+		    strerror(errno));
+
+	ring_vm_set_task(rv, 0, 0, rv->limit + 1, 1);
+	EXPECT(ring_vm_run(rv, 0), RING_VM_FULL);
+	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), rv->limit);
+	ring_vm_expect(rv, 0, rv->limit);
+
+	file = fopen(TRACE "/trace", "r");
+	TEST_ASSERT(file, TRACE "/trace: %s", strerror(errno));
+	while (fgets(line, sizeof(line), file)) {
+		what = strstr(line, "kvm_dirty_ring_push: ");
+		if (!what)
+			continue;
+		EXPECT(sscanf(what,
+			      "%*s vcpu %u as %u slot %u offset %lx used %u",
+			      &vcpu, &as, &slot, &offset, &used), 5);
+		EXPECT(vcpu, 0);
+		EXPECT(slot, RING_VM_SLOT);
+		EXPECT(offset, n);
+		EXPECT(used, ++n);
+	}
+	fclose(file);
+	EXPECT(n, rv->limit);
+	rmdir(TRACE);
+	ring_vm_free(rv);
+}
+
 #ifdef __x86_64__
 
 static void sync_no_room(void)
@@ -859,6 +980,8 @@ static const struct test_case cases[] = {
 	{ "vcpu-reset-alone: that ring and no other", vcpu_reset_alone },
 	{ "vcpu-reset-running: beside vCPUs and each other",
 	  vcpu_reset_running },
+	{ "vcpu-reset-taken: returns when what another took is protected",
+	  vcpu_reset_taken },
 	{ "sync-without-ring: EINVAL", sync_without_ring },
 	{ "sync-running: one harvest sees all that was written", sync_running },
 	{ "sync-shared: sees what another vCPU is about to mark", sync_shared },
@@ -876,6 +999,7 @@ static const struct test_case cases[] = {
 #endif
 	{ "clear-statistics: a sync does not go by them", clear_statistics },
 	{ "empty-resets: flush nothing", empty_resets },
+	{ "traced: a push that is traced is in the ring as well", traced },
 };
 
 int main(int argc, char **argv)

@@ -735,15 +735,6 @@ static void *spin_vcpu(void *unused)
 	}
 }
 
-/* Wait for a store that began after the call. */
-static void wait_for_store(uint64_t *page)
-{
-	uint64_t before = READ_ONCE(*page);
-
-	while (READ_ONCE(*page) < before + 2)
-		;
-}
-
 /*
  * Have a vCPU write to one page all the time, on a CPU of its own, and leave
  * the guest only to report it. Once a reset has returned, the page must be in
@@ -784,7 +775,7 @@ static void tlb_flush(void)
 	sem_post(&spinner.go);
 
 	log = dirty_ring_cpu_logs_pages();
-	wait_for_store(page);
+	ring_vm_wait_for_store(page);
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	for (i = 0; i < FLUSH_ROUNDS; i++) {
 		/* Do fewer rounds where emulation is slow. */
@@ -793,7 +784,7 @@ static void tlb_flush(void)
 			break;
 
 		EXPECT(ring_vm_collect(rv), 1);
-		wait_for_store(page);
+		ring_vm_wait_for_store(page);
 		if (!log)
 			continue;
 

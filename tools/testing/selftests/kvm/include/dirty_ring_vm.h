@@ -140,6 +140,7 @@ void ring_vm_write(struct ring_vm *rv, uint32_t vcpu, uint64_t first,
 void ring_vm_runner_start(struct ring_vm_runner *runner, struct ring_vm *rv,
 			  uint32_t vcpu);
 void ring_vm_runner_stop(struct ring_vm_runner *runner);
+void ring_vm_wait_for_store(uint64_t *page);
 
 void need_two_cpus(cpu_set_t *cpus);
 void ring_vm_preempter_start(struct ring_vm_preempter *preempter,

@@ -308,6 +308,15 @@ void ring_vm_runner_stop(struct ring_vm_runner *runner)
 	}
 }
 
+/* Wait for a store to a page that began after the call. */
+void ring_vm_wait_for_store(uint64_t *page)
+{
+	uint64_t before = READ_ONCE(*page);
+
+	while (READ_ONCE(*page) < before + 2)
+		;
+}
+
 static void *preempter_fn(void *data)
 {
 	struct ring_vm_preempter *preempter = data;
