@@ -30,6 +30,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 
@@ -545,12 +546,15 @@ static void vcpu_reset_running(void)
  * writes to that page all the time, may still have it in its TLB. The long second
  * ring keeps the first thread from the flush meanwhile.
  */
+#define TAKEN_ENTRIES	2048
 #define TAKEN_ROUNDS	32
 
 static void *reset_all(void *data)
 {
 	struct ring_vm *rv = data;
 
+	/* Let the other in as soon as it wakes up. */
+	EXPECT(setpriority(PRIO_PROCESS, 0, 19), 0);
 	EXPECT(vm_reset_dirty_rings(rv->vm), rv->limit);
 	return NULL;
 }
@@ -568,7 +572,8 @@ static void vcpu_reset_taken(void)
 
 	need_vcpu_reset();
 	need_two_cpus(&cpus);
-	rv = ring_vm_create(4096, 2, 4096, KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	rv = ring_vm_create(TAKEN_ENTRIES, 2, TAKEN_ENTRIES,
+			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
 	n = rv->limit - 1;
 	page = (uint64_t *)(rv->mem + n * getpagesize());
 
@@ -595,7 +600,7 @@ static void vcpu_reset_taken(void)
 		entry = vcpu_dirty_ring(rv->vm, 0) + i % rv->entries;
 		EXPECT(pthread_create(&thread, NULL, reset_all, rv), 0);
 		while (smp_load_acquire(&entry->flags))
-			;
+			usleep(50);
 		EXPECT(vcpu_reset(rv->vm, 0), 0);
 		ring_vm_wait_for_store(page);
 		if (dirty_ring_cpu_logs_pages())
