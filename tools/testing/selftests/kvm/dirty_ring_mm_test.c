@@ -4,8 +4,9 @@
  *
  * A vCPU writes to memory that is tracked while something is done to it that has
  * KVM unmap pages, or map others in their place: the process forks, pages are
- * merged and unmerged, collapsed to huge ones and split, migrated and thrown away,
- * their VMA is taken apart, logging is switched off and on.
+ * merged and unmerged, collapsed to huge ones and split, swapped out and in, moved
+ * within a node and between nodes and thrown away, their VMA is taken apart, logging
+ * is switched off and on.
  *
  * Meanwhile dirty pages are collected, write-protected again, and copied, as a
  * migration does. Whenever the vCPU has stopped, and what it wrote last has been
@@ -14,8 +15,11 @@
  */
 
 #include <fcntl.h>
+#include <linux/mempolicy.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/swap.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -23,6 +27,15 @@
 #include "kvm_util.h"
 #include "dirty_ring_vm.h"
 #include "test_cases.h"
+
+/* tools/ has a list of system calls of its own, which is short. */
+#ifndef __NR_mbind
+#ifdef __x86_64__
+#define __NR_mbind	237
+#else
+#define __NR_mbind	235
+#endif
+#endif
 
 /* Two huge pages, where pages have 4 KiB. */
 #define HUGE_SIZE	(2UL << 20)
@@ -37,6 +50,8 @@
 #define PATIENCE	60
 
 #define KSM		"/sys/kernel/mm/ksm/"
+#define BALANCING	"/proc/sys/kernel/numa_balancing"
+#define SWAP		"/dev/ram0"
 #define KHUGEPAGED	"/sys/kernel/mm/transparent_hugepage/khugepaged/"
 
 /**
@@ -380,6 +395,31 @@ static void work_huge(struct churn *c, int round)
 	}
 }
 
+/*
+ * Pages are read again when somebody wants them: the vCPU, or the copy. They are
+ * not written as long as the vCPU has used them since the last time; so ask twice,
+ * for not too many.
+ */
+static void work_swap(struct churn *c, int round)
+{
+	size_t i, size = SIZE / 64;
+
+	for (i = 0; i < SIZE; i += size) {
+		advise(c, i, size, MADV_PAGEOUT);
+		advise(c, i, size, MADV_PAGEOUT);
+	}
+}
+
+/* Move all pages to a node; and leave them to the kernel, which moves them back. */
+static void work_nodes(struct churn *c, int round)
+{
+	unsigned long nodes = 1UL << round % 2;
+
+	EXPECT(syscall(__NR_mbind, c->mem, SIZE, MPOL_BIND, &nodes,
+		       8 * sizeof(nodes), MPOL_MF_MOVE), 0);
+	EXPECT(syscall(__NR_mbind, c->mem, SIZE, MPOL_DEFAULT, NULL, 0, 0), 0);
+}
+
 /* --- The cases -------------------------------------------------------------------- */
 
 static void simple_case(bool ring, void (*work)(struct churn *c, int round))
@@ -422,6 +462,49 @@ static void huge_case(bool ring)
 	split = vm_counter("thp_split_pmd") - split;
 	printf("# %lu huge pages were made, %lu split\n", collapsed, split);
 	TEST_ASSERT(collapsed && split, "No huge page was made, or none split");
+	churn_free(c);
+}
+
+static void swap_case(bool ring)
+{
+	uint64_t out = vm_counter("pswpout"), in = vm_counter("pswpin");
+	struct churn *c = churn_create(ring);
+
+	/* It may be on: a case that failed has left it. */
+	if (swapoff(SWAP) && errno != EINVAL)
+		test_case_skip("no " SWAP " to swap to: %s", strerror(errno));
+	if (system("mkswap " SWAP " > /dev/null") || swapon(SWAP, 0))
+		test_case_skip("cannot swap to " SWAP);
+	churn(c, work_swap);
+	EXPECT(swapoff(SWAP), 0);
+	compare(c, -1);
+	out = vm_counter("pswpout") - out;
+	in = vm_counter("pswpin") - in;
+	printf("# %lu pages were swapped out, %lu in\n", out, in);
+	TEST_ASSERT(out && in, "No page was swapped out, or none in");
+	churn_free(c);
+}
+
+static void nodes_case(bool ring)
+{
+	struct churn *c = churn_create(ring);
+	uint64_t moved, hints;
+
+	if (access("/sys/devices/system/node/node1", F_OK))
+		test_case_skip("there is only one node");
+	set_file(BALANCING "_scan_delay_ms", "0");
+	set_file(BALANCING "_scan_period_min_ms", "10");
+	set_file(BALANCING, "1");
+	moved = vm_counter("pgmigrate_success");
+	hints = vm_counter("numa_hint_faults");
+	churn(c, work_nodes);
+	set_file(BALANCING "_scan_delay_ms", "1000");
+	set_file(BALANCING "_scan_period_min_ms", "1000");
+	moved = vm_counter("pgmigrate_success") - moved;
+	hints = vm_counter("numa_hint_faults") - hints;
+	printf("# %lu pages were moved, %lu faults told where they are used\n",
+	       moved, hints);
+	TEST_ASSERT(moved && hints, "No page was moved, or none was asked for");
 	churn_free(c);
 }
 
@@ -575,6 +658,26 @@ static void ksm_bitmap(void)
 	ksm_case(false);
 }
 
+static void swap_ring(void)
+{
+	swap_case(true);
+}
+
+static void swap_bitmap(void)
+{
+	swap_case(false);
+}
+
+static void nodes_ring(void)
+{
+	nodes_case(true);
+}
+
+static void nodes_bitmap(void)
+{
+	nodes_case(false);
+}
+
 static const struct test_case cases[] = {
 	{ "fork-ring: pages are copied, for the vCPU or for a child", fork_ring },
 	{ "fork-bitmap", fork_bitmap },
@@ -590,6 +693,10 @@ static const struct test_case cases[] = {
 	{ "huge-bitmap", huge_bitmap },
 	{ "ksm-ring: pages are merged and unmerged", ksm_ring },
 	{ "ksm-bitmap", ksm_bitmap },
+	{ "swap-ring: pages are swapped out and in", swap_ring },
+	{ "swap-bitmap", swap_bitmap },
+	{ "nodes-ring: pages move between nodes", nodes_ring },
+	{ "nodes-bitmap", nodes_bitmap },
 };
 
 int main(int argc, char **argv)
