@@ -33,8 +33,10 @@ setup() {
 	for v in 0 -1 abc 1e9 '1 2' 99999999999999999999; do
 		refuses vm/run "VM_MEM='$v' must be a number from 256" VM_MEM="$v"
 		refuses vm/run "VM_CPUS='$v' must be a number from 1" VM_CPUS="$v"
+		refuses vm/run "VM_NODES='$v' must be a number from 1" VM_NODES="$v"
 		refuses vm/run "TIMEOUT='$v' must be a number from 1" TIMEOUT="$v"
 	done
+	refuses vm/run "VM_MEM=1000 does not divide into 3 nodes" VM_MEM=1000 VM_NODES=3
 	refuses vm/run "ICOUNT='yes' must be a number" ICOUNT=yes
 }
 
