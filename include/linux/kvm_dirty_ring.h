@@ -10,7 +10,7 @@
 #include <asm/local64.h>
 
 struct dentry;
-struct file;
+struct inode;
 struct kvm;
 struct kvm_memory_slot;
 struct kvm_vcpu;
@@ -98,7 +98,7 @@ struct kvm_dirty_ring_vm_stat {
  * @tail:	entries reset since creation, modulo 2^32. Written under
  *		@reset_lock, read by pushes.
  * @reset_lock:	serializes resets of this ring
- * @file:	the file that holds the pages of @entries. Set at vCPU creation.
+ * @inode:	the inode whose page cache @entries is. Set at vCPU creation.
  *
  * head and tail do not wrap at the ring's size: entry n is entries[n & mask], and
  * head - tail entries are in use.
@@ -115,7 +115,7 @@ struct kvm_dirty_ring {
 	u32 recent[KVM_DIRTY_RING_RECENT];
 	u32 tail;
 	struct mutex reset_lock; /* one reset at a time, writes tail */
-	struct file *file;
+	struct inode *inode;
 };
 
 u32 kvm_arch_dirty_log_size(void);

@@ -5,11 +5,14 @@
  */
 
 #include <linux/debugfs.h>
-#include <linux/file.h>
+#include <linux/fs.h>
 #include <linux/kvm_host.h>
 #include <linux/kvm_dirty_ring.h>
+#include <linux/magic.h>
+#include <linux/module.h>
+#include <linux/mount.h>
 #include <linux/pagemap.h>
-#include <linux/shmem_fs.h>
+#include <linux/pseudo_fs.h>
 #include <linux/sizes.h>
 #include <linux/vmalloc.h>
 
@@ -147,17 +150,62 @@ void kvm_dirty_ring_destroy_vm(struct kvm *kvm)
 	overflow_free(kvm->dirty_overflow);
 }
 
+/* Mounted as long as there are rings */
+static struct vfsmount *ring_mnt;
+static int ring_mnt_count;
+
+static int ring_fs_init(struct fs_context *fc)
+{
+	return init_pseudo(fc, ANON_INODE_FS_MAGIC) ? 0 : -ENOMEM;
+}
+
+static struct file_system_type ring_fs = {
+	.name = "kvm-dirty-ring",
+	.owner = THIS_MODULE,
+	.init_fs_context = ring_fs_init,
+	.kill_sb = kill_anon_super,
+};
+
+/* Get an inode that no file system but this one knows of. */
+static struct inode *ring_inode_alloc(void)
+{
+	struct inode *inode;
+	int r;
+
+	r = simple_pin_fs(&ring_fs, &ring_mnt, &ring_mnt_count);
+	if (r)
+		return ERR_PTR(r);
+
+	inode = alloc_anon_inode(ring_mnt->mnt_sb);
+	if (IS_ERR(inode)) {
+		simple_release_fs(&ring_mnt, &ring_mnt_count);
+		return inode;
+	}
+
+	/* Keep reclaim from scanning pages that it cannot free. */
+	mapping_set_unevictable(inode->i_mapping);
+	return inode;
+}
+
+static void ring_inode_free(struct inode *inode)
+{
+	iput(inode);
+	simple_release_fs(&ring_mnt, &ring_mnt_count);
+}
+
 /*
- * Map the first @nr pages of @file into the kernel. Hold a reference to each: they
- * are written with a spinlock held, and must not move.
+ * Fill the page cache of a new inode with @nr pages, and map them into the kernel.
+ * Hold a reference to each: they are written with a spinlock held, and must not
+ * move.
  *
  * Fail rather than have the memory cgroup's OOM killer make room, here or for one
  * of the small allocations that follow: allocate more pages than the ring needs,
  * and free the rest.
  */
-static void *ring_map(struct file *file, u32 nr)
+static void *ring_map(struct address_space *mapping, u32 nr)
 {
-	gfp_t gfp = GFP_KERNEL | __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
+	gfp_t gfp = GFP_KERNEL | __GFP_ZERO | __GFP_RETRY_MAYFAIL |
+		    __GFP_NOWARN;
 	u32 i, all = nr + HEADROOM_PAGES;
 	struct page **pages;
 	void *addr = NULL;
@@ -167,15 +215,16 @@ static void *ring_map(struct file *file, u32 nr)
 		return NULL;
 
 	for (i = 0; i < all; i++) {
-		pages[i] = shmem_read_mapping_page_gfp(file->f_mapping, i, gfp);
-		if (IS_ERR(pages[i]))
+		pages[i] = find_or_create_page(mapping, i, gfp);
+		if (!pages[i])
 			break;
+		SetPageUptodate(pages[i]);
+		unlock_page(pages[i]);
 	}
 	if (i == all) {
 		while (i > nr)
 			put_page(pages[--i]);
-		shmem_truncate_range(file_inode(file), (loff_t)nr << PAGE_SHIFT,
-				     -1);
+		truncate_inode_pages(mapping, (loff_t)nr << PAGE_SHIFT);
 		addr = vmap(pages, nr, VM_MAP, PAGE_KERNEL);
 	}
 	if (!addr) {
@@ -192,10 +241,11 @@ static void *ring_map(struct file *file, u32 nr)
  * @vcpu:	the vCPU, not yet visible to anybody else
  *
  * Charge the ring to the memory cgroup of the calling task, and allocate it by the
- * task's memory policy: by default, on the node that the task runs on. Use pages of
- * a shmem file that nobody can open: userspace can map them, and the rest of the
- * kernel can pin, copy and dump them, like any page cache. Pages that are charged
- * as kernel memory cannot count their mappings.
+ * task's memory policy: by default, on the node that the task runs on. Use page
+ * cache: userspace can map it, and the rest of the kernel can pin, copy and dump
+ * it. Pages that are charged as kernel memory cannot count their mappings. Pages of
+ * shmem may be huge, and a fault maps a huge page as a whole, over the pages of the
+ * vCPU's mapping that are not the ring's.
  *
  * Context: Process context. Sleeps.
  * Return: 0, even if the VM has no dirty rings; -ENOMEM.
@@ -209,17 +259,13 @@ int kvm_dirty_ring_create(struct kvm_vcpu *vcpu)
 	if (!bytes)
 		return 0;
 
-	ring->file = shmem_file_setup("kvm-dirty-ring",
-				      bytes + HEADROOM_PAGES * PAGE_SIZE,
-				      VM_NORESERVE);
-	if (IS_ERR(ring->file))
+	ring->inode = ring_inode_alloc();
+	if (IS_ERR(ring->inode))
 		return -ENOMEM;
 
-	/* Keep reclaim from scanning pages that it cannot free. */
-	mapping_set_unevictable(ring->file->f_mapping);
-	ring->entries = ring_map(ring->file, bytes >> PAGE_SHIFT);
+	ring->entries = ring_map(ring->inode->i_mapping, bytes >> PAGE_SHIFT);
 	if (!ring->entries) {
-		fput(ring->file);
+		ring_inode_free(ring->inode);
 		return -ENOMEM;
 	}
 
@@ -252,11 +298,11 @@ void kvm_dirty_ring_destroy(struct kvm_vcpu *vcpu)
 	if (!ring->entries)
 		return;
 
-	/* The file keeps them until fput(). */
+	/* The inode keeps them until it is freed. */
 	for (i = 0; i < vcpu->kvm->dirty_ring_size >> PAGE_SHIFT; i++)
 		put_page(ring_page(ring, i));
 	vunmap(ring->entries);
-	fput(ring->file);
+	ring_inode_free(ring->inode);
 }
 
 /**

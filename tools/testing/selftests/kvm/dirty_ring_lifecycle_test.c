@@ -45,13 +45,13 @@ static long vm_memory(void)
 	TEST_ASSERT(file, "No /proc/meminfo");
 	while (fgets(line, sizeof(line), file)) {
 		if (sscanf(line, "VmallocUsed: %ld kB", &kib) == 1 ||
-		    sscanf(line, "Shmem: %ld kB", &kib) == 1) {
+		    sscanf(line, "Unevictable: %ld kB", &kib) == 1) {
 			sum += kib;
 			found++;
 		}
 	}
 	fclose(file);
-	TEST_ASSERT(found == 2, "No VmallocUsed or Shmem in /proc/meminfo");
+	TEST_ASSERT(found == 2, "No VmallocUsed or Unevictable in /proc/meminfo");
 	return sum;
 }
 

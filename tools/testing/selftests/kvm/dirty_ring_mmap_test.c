@@ -6,8 +6,9 @@
  *  - a ring can be mapped shared and not executable, and in no other way,
  *  - a mapping goes no further than the ring, and outlives the vCPU's file
  *    descriptor,
- *  - the memory of rings is charged to the memory cgroup, may run out, and is
- *    freed.
+ *  - a ring has no huge page, even if shared memory has,
+ *  - the memory of rings is charged to the memory cgroup, may run out, is not
+ *    reclaimed, and is freed.
  *
  * What the rest of the kernel does with a mapping is in dirty_ring_map_test.
  */
@@ -243,6 +244,96 @@ static void map_outlives_vcpu(void)
 	EXPECT(munmap(p, RING_PAGES * page), 0);
 }
 
+#define THP	"/sys/kernel/mm/transparent_hugepage/"
+
+/* Read a file of the kernel's, or write @value to it. */
+static void kernel_file(const char *path, char *buf, size_t size,
+			const char *value)
+{
+	int fd = open(path, value ? O_WRONLY : O_RDONLY);
+	ssize_t ret;
+
+	if (fd < 0)
+		test_case_skip("%s: %s", path, strerror(errno));
+	if (value) {
+		EXPECT(write(fd, value, strlen(value)), strlen(value));
+	} else {
+		ret = read(fd, buf, size - 1);
+		TEST_ASSERT(ret > 0, "%s: %s", path, strerror(errno));
+		buf[ret] = '\0';
+	}
+	close(fd);
+}
+
+/*
+ * Map a vCPU from page 0 on, as a huge page would be mapped, and touch a page
+ * of the ring before all others.
+ */
+static void expect_small_pages(size_t huge)
+{
+	int page = getpagesize(), end = RING_PAGE + RING_MAX_SIZE / page, i;
+	int vcpu = vcpu_fd_create(RING_MAX_SIZE / page);
+	uint8_t *small, *big;
+
+	small = vcpu_fd_map(vcpu, 0, end, PROT_READ | PROT_WRITE, MAP_SHARED);
+	big = mmap(NULL, 2 * huge, PROT_NONE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	TEST_ASSERT(big != MAP_FAILED, "mmap: %s", strerror(errno));
+	big += -(uintptr_t)big & (huge - 1);
+	big = mmap(big, huge, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+		   vcpu, 0);
+	TEST_ASSERT(big != MAP_FAILED, "mmap: %s", strerror(errno));
+
+	for (i = 0; i < end; i++) {
+		/* The end of a page of struct kvm_run is not in use. */
+		if (i < VCPU_MMAP_PAGES || i >= RING_PAGE)
+			WRITE_ONCE(small[(i + 1) * page - 1], i % 255 + 1);
+	}
+
+	EXPECT(touch(big + RING_PAGE * page), 0);
+	for (i = 0; i < huge / page; i++) {
+		if (i < VCPU_MMAP_PAGES || (i >= RING_PAGE && i < end)) {
+			EXPECT(touch(big + i * page), 0);
+			TEST_ASSERT(big[(i + 1) * page - 1] == i % 255 + 1,
+				    "Another page is mapped at page %d", i);
+		} else {
+			EXPECT(touch(big + i * page), SIGBUS);
+		}
+	}
+}
+
+static void map_huge(void)
+{
+	static const char * const settings[] = { "always", "force" };
+	char buf[128], *old, *end;
+	int i, status = 0;
+	size_t huge;
+	pid_t pid;
+
+	kernel_file(THP "hpage_pmd_size", buf, sizeof(buf), NULL);
+	huge = atol(buf);
+	kernel_file(THP "shmem_enabled", buf, sizeof(buf), NULL);
+	old = strchr(buf, '[');
+	end = strchr(buf, ']');
+	TEST_ASSERT(old && end, "shmem_enabled is %s", buf);
+	old++;
+	*end = '\0';
+
+	for (i = 0; i < ARRAY_SIZE(settings) && !status; i++) {
+		kernel_file(THP "shmem_enabled", NULL, 0, settings[i]);
+		pid = fork();
+		if (!pid) {
+			expect_small_pages(huge);
+			exit(0);
+		}
+		waitpid(pid, &status, 0);
+	}
+
+	kernel_file(THP "shmem_enabled", NULL, 0, old);
+	if (status)
+		exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
+}
+
 /*
  * The memory of a ring
  */
@@ -469,6 +560,31 @@ static void memory_is_freed(void)
 	in_cgroup(come_and_go);
 }
 
+static void reclaim(void)
+{
+	int vcpu = vcpu_fd_create(RING_PAGES), page = getpagesize(), i;
+	uint8_t *p;
+
+	p = vcpu_fd_map(vcpu, RING_PAGE, RING_PAGES, PROT_READ | PROT_WRITE,
+			MAP_SHARED);
+	for (i = 0; i < RING_PAGES; i++)
+		WRITE_ONCE(p[i * page], i + 1);
+	EXPECT(munmap(p, RING_PAGES * page), 0);
+
+	/* All that can be reclaimed */
+	if (cgroup_file("memory.force_empty", "0"))
+		test_case_skip("memory.force_empty: %s", strerror(errno));
+
+	p = vcpu_fd_map(vcpu, RING_PAGE, RING_PAGES, PROT_READ, MAP_SHARED);
+	for (i = 0; i < RING_PAGES; i++)
+		EXPECT(p[i * page], i + 1);
+}
+
+static void memory_stays(void)
+{
+	in_cgroup(reclaim);
+}
+
 static const struct test_case cases[] = {
 	{ "map-shared", map_shared },
 	{ "map-executable: EINVAL", map_executable },
@@ -478,10 +594,13 @@ static const struct test_case cases[] = {
 	{ "map-past-ring: SIGBUS", map_past_ring },
 	{ "map-without-ring: SIGBUS", map_without_ring },
 	{ "map-outlives-vcpu", map_outlives_vcpu },
+	{ "map-huge: no huge page, even if shared memory has", map_huge },
 	{ "memory-charged: to the memory cgroup", memory_is_charged },
 	{ "memory-runs-out: ENOMEM, no leak, the VM goes on",
 	  memory_runs_out },
 	{ "memory-freed: all of it", memory_is_freed },
+	{ "memory-stays: when it is reclaimed, and nothing maps it",
+	  memory_stays },
 };
 
 int main(int argc, char **argv)
