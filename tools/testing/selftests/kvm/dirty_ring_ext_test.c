@@ -599,6 +599,7 @@ static void vcpu_reset_taken(void)
 
 		entry = vcpu_dirty_ring(rv->vm, 0) + i % rv->entries;
 		EXPECT(pthread_create(&thread, NULL, reset_all, rv), 0);
+		/* Pairs with KVM's release of the entry. */
 		while (smp_load_acquire(&entry->flags))
 			usleep(50);
 		EXPECT(vcpu_reset(rv->vm, 0), 0);
@@ -621,8 +622,9 @@ static void traced(void)
 	struct ring_vm *rv = ring_vm_create_small(ring_vm_min_entries());
 	unsigned int vcpu, as, slot, used;
 	char line[512], *what;
-	uint32_t n = 0;
 	uint64_t offset;
+	uint32_t n = 0;
+	int fields;
 	FILE *file;
 
 	/* One that is left over from a test that failed has old events. */
@@ -648,9 +650,10 @@ static void traced(void)
 		what = strstr(line, "kvm_dirty_ring_push: ");
 		if (!what)
 			continue;
-		EXPECT(sscanf(what,
-			      "%*s vcpu %u as %u slot %u offset %lx used %u",
-			      &vcpu, &as, &slot, &offset, &used), 5);
+		fields = sscanf(what,
+				"%*s vcpu %u as %u slot %u offset %lx used %u",
+				&vcpu, &as, &slot, &offset, &used);
+		EXPECT(fields, 5);
 		EXPECT(vcpu, 0);
 		EXPECT(slot, RING_VM_SLOT);
 		EXPECT(offset, n);
