@@ -44,7 +44,7 @@
 /* At most so many rounds, in at most so many seconds */
 #define ROUNDS		16
 #define COLLECTS	3
-#define SECONDS		5
+#define SECONDS		3
 
 /* How long to wait for what kernel threads do, in seconds */
 #define PATIENCE	60
