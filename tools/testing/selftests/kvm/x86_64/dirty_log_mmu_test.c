@@ -28,7 +28,9 @@
 #include "dirty_ring.h"
 #include "dirty_ring_vm.h"
 #include "processor.h"
+#include "svm_util.h"
 #include "test_cases.h"
+#include "vmx.h"
 
 #define PAGE		4096UL
 #define HUGE		(2UL << 20)
@@ -71,6 +73,8 @@ static struct {
 	uint64_t value;
 	/* First address that the PTEs at gva map */
 	uint64_t pte_gva;
+	/* How much was done so far */
+	uint64_t done;
 } todo;
 
 static void do_one(uint64_t what, uint64_t i)
@@ -102,8 +106,10 @@ static void guest_code(void)
 
 	while (true) {
 		do {
-			for (i = 0; i < todo.count; i++)
+			for (i = 0; i < todo.count; i++) {
 				do_one(todo.what, i);
+				WRITE_ONCE(todo.done, todo.done + 1);
+			}
 		} while (READ_ONCE(todo.what) == DO_LOOP);
 		if (todo.load_cr3)
 			asm volatile("mov %0, %%cr3"
@@ -114,7 +120,7 @@ static void guest_code(void)
 
 static struct kvm_vm *vm;
 
-static void create(uint32_t ring_entries)
+static void create_with_code(uint32_t ring_entries, void *code)
 {
 	vm = vm_create(VM_MODE_DEFAULT,
 		       vm_adjust_num_guest_pages(VM_MODE_DEFAULT,
@@ -125,8 +131,13 @@ static void create(uint32_t ring_entries)
 	if (ring_entries)
 		vm_enable_dirty_ring(vm, ring_entries *
 					 sizeof(struct kvm_dirty_gfn));
-	vm_vcpu_add_default(vm, 0, guest_code);
+	vm_vcpu_add_default(vm, 0, code);
 	vcpu_set_cpuid(vm, 0, kvm_get_supported_cpuid());
+}
+
+static void create(uint32_t ring_entries)
+{
+	create_with_code(ring_entries, guest_code);
 }
 
 static void run(void)
@@ -649,8 +660,12 @@ static void *take_fn(void *data)
 	}
 }
 
-/* Let both threads share a CPU, which the one that takes memory can preempt. */
-static void take_start(pthread_t *thread, pthread_t vcpu)
+/*
+ * Start a real-time thread that shares a CPU with the calling thread, and can
+ * preempt it. Leave other CPUs to the vCPU.
+ */
+static void start_on_same_cpu(pthread_t *thread, void *(*fn)(void *data),
+			      pthread_t vcpu)
 {
 	struct sched_param param = { .sched_priority = 1 };
 	cpu_set_t all, one;
@@ -667,14 +682,12 @@ static void take_start(pthread_t *thread, pthread_t vcpu)
 		    !sched_setaffinity(0, sizeof(one), &one),
 		    "cannot choose CPUs");
 
-	sem_init(&take.go, 0, 0);
-	sem_init(&take.done, 0, 0);
 	pthread_attr_init(&attr);
 	pthread_attr_setaffinity_np(&attr, sizeof(one), &one);
 	pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED);
 	pthread_attr_setschedpolicy(&attr, SCHED_FIFO);
 	pthread_attr_setschedparam(&attr, &param);
-	ret = pthread_create(thread, &attr, take_fn, NULL);
+	ret = pthread_create(thread, &attr, fn, NULL);
 	if (ret == EPERM)
 		test_case_skip("no right to real-time threads");
 	TEST_ASSERT(!ret, "pthread_create failed: %s", strerror(ret));
@@ -713,7 +726,9 @@ static void log_stop(void)
 	set_slot(SLOT_A, GPA_A, take.mem, STOP_SIZE, 0);
 	virt_map(vm, GVA, GPA_A, HUGE_PAGES * PTES, 0);
 	vcpu_start(&vcpu, GVA, HUGE_PAGES, HUGE);
-	take_start(&taker, vcpu);
+	sem_init(&take.go, 0, 0);
+	sem_init(&take.done, 0, 0);
+	start_on_same_cpu(&taker, take_fn, vcpu);
 
 	end = now_ns() + STOPS_SECONDS * 1000000000ULL;
 	for (n = 0; n < STOPS && now_ns() < end; n++) {
@@ -753,6 +768,433 @@ static void log_stop(void)
 	kvm_vm_free(vm);
 }
 
+/*
+ * Shadow pages that come and go while logging starts and stops: KVM finds what is
+ * mapped of a large memslot by its shadow pages, and drops mmu_lock in between
+ */
+
+#define LARGE_SIZE	(512 * HUGE)
+#define MIN_MMU_PAGES	64
+#define RECYCLE_SECONDS	3
+
+/* The pages of slot A that the guest writes to, again and again */
+#define RECYCLE_PAGES	200
+/* Few enough for their shadow pages to stay */
+#define KEPT_PAGES	40
+
+static struct {
+	sem_t go, done;
+	unsigned long delay;
+	/* How long it takes to switch logging */
+	uint64_t switch_ns;
+	/* How much the guest does until all shadow pages are others; 0: they stay */
+	uint64_t enough;
+	uint64_t page[RECYCLE_PAGES];
+	uint64_t before[RECYCLE_PAGES];
+	bool seen[LARGE_SIZE / PAGE];
+	unsigned int preempted;
+} recycle;
+
+static void recycle_see(uint32_t slot, uint64_t offset, void *data)
+{
+	TEST_ASSERT(slot == SLOT_A && offset < LARGE_SIZE / PAGE,
+		    "Slot %#x, page %#lx was reported", slot, offset);
+	recycle.seen[offset] = true;
+}
+
+/* All that was written before is in the log. */
+static void recycle_harvest(void)
+{
+	int i, n;
+
+	for (i = 0; i < RECYCLE_PAGES; i++)
+		recycle.seen[recycle.page[i]] = false;
+	EXPECT(ioctl(vm_get_fd(vm), KVM_SYNC_DIRTY_RINGS, 0), 0);
+	n = vcpu_harvest_dirty_ring(vm, 0, DIRTY_RING_HARVEST_ALL, recycle_see,
+				    NULL);
+	EXPECT(vm_reset_dirty_rings(vm), n);
+}
+
+/*
+ * Take the CPU away from the thread that switches logging, while the guest has all
+ * shadow pages recycled.
+ */
+static void *recycle_preempt_fn(void *data)
+{
+	struct timespec delay = { 0 };
+	uint64_t *done = &guest_todo()->done;
+	uint64_t start, end;
+
+	while (true) {
+		sem_wait(&recycle.go);
+		if (READ_ONCE(quit))
+			return NULL;
+		delay.tv_nsec = recycle.delay;
+		nanosleep(&delay, NULL);
+		start = READ_ONCE(*done);
+		end = now_ns() + 100000000;
+		while (READ_ONCE(*done) - start < recycle.enough &&
+		       now_ns() < end)
+			;
+		sem_post(&recycle.done);
+	}
+}
+
+static void recycle_switch(uint32_t flags)
+{
+	uint64_t start;
+
+	recycle.delay = random() % (recycle.switch_ns + 1);
+	sem_post(&recycle.go);
+	start = now_ns();
+	set_slot(SLOT_A, GPA_A, mem_a, LARGE_SIZE, flags);
+	if (!sem_trywait(&recycle.done)) {
+		recycle.preempted++;
+		/* Perhaps too early; wait longer. */
+		recycle.switch_ns += recycle.switch_ns / 16;
+	} else {
+		recycle.switch_ns = now_ns() - start;
+		sem_wait(&recycle.done);
+	}
+}
+
+/*
+ * The guest writes to the first @nr of recycle.page, in any order, until it is
+ * stopped. What it writes while logging is on must be in the log: to any page, or,
+ * where their mappings are those from before, to all of them.
+ */
+static void recycle_test(pthread_t vcpu, unsigned int nr, uint64_t enough)
+{
+	unsigned int i, times, changed, checked = 0;
+	uint64_t now[RECYCLE_PAGES], end;
+	pthread_t preempter;
+
+	recycle.switch_ns = 1000000;
+	recycle.enough = enough;
+	sem_init(&recycle.go, 0, 0);
+	sem_init(&recycle.done, 0, 0);
+	start_on_same_cpu(&preempter, recycle_preempt_fn, vcpu);
+
+	end = now_ns() + RECYCLE_SECONDS * 1000000000ULL;
+	for (times = 0; now_ns() < end; times++) {
+		recycle_switch(KVM_MEM_LOG_DIRTY_PAGES);
+		for (i = 0; i < nr; i++)
+			recycle.before[i] = word(mem_a, recycle.page[i]);
+		do {
+			for (i = 0, changed = 0; i < nr; i++) {
+				now[i] = word(mem_a, recycle.page[i]);
+				changed += now[i] != recycle.before[i];
+			}
+		} while (changed < (enough ? 1 : nr));
+
+		recycle_harvest();
+		for (i = 0; i < nr; i++)
+			TEST_ASSERT(now[i] == recycle.before[i] ||
+				    recycle.seen[recycle.page[i]],
+				    "Page %#lx was written, not reported",
+				    recycle.page[i]);
+		checked += changed;
+
+		recycle_switch(0);
+		/* What was written since the last one */
+		recycle_harvest();
+	}
+	pr_info("%u times, preempted %u times, %u pages checked; switched in %lu us\n",
+		times, recycle.preempted, checked, recycle.switch_ns / 1000);
+
+	WRITE_ONCE(quit, true);
+	sem_post(&recycle.go);
+	pthread_join(preempter, NULL);
+	vcpu_stop(vcpu);
+	kvm_vm_free(vm);
+}
+
+/* More memory than KVM can have shadow pages for; little of it is touched. */
+static void recycle_set_slot(void)
+{
+	EXPECT(ioctl(vm_get_fd(vm), KVM_SET_NR_MMU_PAGES, MIN_MMU_PAGES), 0);
+	mem_a = small_pages(LARGE_SIZE);
+	set_slot(SLOT_A, GPA_A, mem_a, LARGE_SIZE, 0);
+}
+
+/* A shadow page each 2 MiB */
+static void recycle_each_huge(unsigned int nr, uint64_t enough)
+{
+	pthread_t vcpu;
+	uint64_t i;
+
+	create(RING_ENTRIES);
+	recycle_set_slot();
+	for (i = 0; i < nr; i++) {
+		recycle.page[i] = i * PTES;
+		virt_map(vm, GVA + i * HUGE, GPA_A + i * HUGE, 1, 0);
+	}
+	vcpu_start(&vcpu, GVA, nr, HUGE);
+	recycle_test(vcpu, nr, enough);
+}
+
+static void log_kept(void)
+{
+	recycle_each_huge(KEPT_PAGES, 0);
+}
+
+static void log_recycled(void)
+{
+	recycle_each_huge(RECYCLE_PAGES, MIN_MMU_PAGES);
+}
+
+/*
+ * The guest has a guest, L2, with nested page tables: ROOTS of them, each with two
+ * page directories, of which the second is the first one of the next root. Each
+ * directory has a large page of slot A.
+ *
+ * KVM recycles the oldest shadow page first. That of a directory has a newer
+ * parent, from the next root, and so is recycled on its own account; next to it
+ * is that of its large page, made right after it. With EPT it is recycled along
+ * with its parent.
+ */
+#define ROOTS		(RECYCLE_PAGES / 4)
+#define L2_GPA		0xc0000000UL
+#define L2_GVA		0xe0000000UL
+
+#define NPT_TABLE	(PTE_P | PTE_W | BIT_ULL(2))
+#define NPT_LARGE	(NPT_TABLE | PTE_A | PTE_D | PTE_PS)
+/* Readable, writable, executable; write-back */
+#define EPT_TABLE	7UL
+#define EPT_LARGE	(EPT_TABLE | 6 << 3 | PTE_PS)
+/* Write-back, four levels */
+#define EPTP_FLAGS	(6 | 3 << 3)
+
+static uint64_t nested_root[ROOTS];
+static uint64_t l2_page;
+static uint64_t l2_stack[512];
+
+static void l2_write(uint64_t gva)
+{
+	uint64_t *p = (uint64_t *)gva;
+
+	WRITE_ONCE(*p, READ_ONCE(*p) + 1);
+}
+
+static void l2_writes(void)
+{
+	uint64_t gva = L2_GVA + READ_ONCE(l2_page) * PAGE;
+
+	l2_write(gva);
+	l2_write(gva + HUGE);
+}
+
+static void l2_svm_code(void)
+{
+	while (true) {
+		l2_writes();
+		asm volatile("vmmcall" : : : "memory");
+	}
+}
+
+static void l1_svm_code(struct svm_test_data *svm)
+{
+	struct vmcb *vmcb = svm->vmcb;
+	uint64_t i;
+
+	generic_svm_setup(svm, l2_svm_code, &l2_stack[511]);
+	vmcb->control.nested_ctl = 1;
+	vmcb->control.tlb_ctl = TLB_CONTROL_FLUSH_ALL_ASID;
+	for (i = 0; READ_ONCE(todo.what) == DO_LOOP; i++) {
+		vmcb->control.nested_cr3 = nested_root[i % ROOTS];
+		WRITE_ONCE(l2_page, i / ROOTS % 4);
+		run_guest(vmcb, svm->vmcb_gpa);
+		GUEST_ASSERT(vmcb->control.exit_code == SVM_EXIT_VMMCALL);
+		vmcb->save.rip += 3;
+		WRITE_ONCE(todo.done, i);
+	}
+	GUEST_SYNC(0);
+}
+
+static void l2_vmx_code(void)
+{
+	while (true) {
+		l2_writes();
+		vmcall();
+	}
+}
+
+static void l1_vmx_code(struct vmx_pages *vmx)
+{
+	uint64_t i;
+
+	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
+	GUEST_ASSERT(load_vmcs(vmx));
+	prepare_vmcs(vmx, l2_vmx_code, &l2_stack[511]);
+	for (i = 0; READ_ONCE(todo.what) == DO_LOOP; i++) {
+		vmwrite(EPT_POINTER, nested_root[i % ROOTS] | EPTP_FLAGS);
+		WRITE_ONCE(l2_page, i / ROOTS % 4);
+		GUEST_ASSERT(!(i ? vmresume() : vmlaunch()));
+		GUEST_ASSERT(vmreadz(VM_EXIT_REASON) == EXIT_REASON_VMCALL);
+		vmwrite(GUEST_RIP, vmreadz(GUEST_RIP) +
+				   vmreadz(VM_EXIT_INSTRUCTION_LEN));
+		WRITE_ONCE(todo.done, i);
+	}
+	GUEST_SYNC(0);
+}
+
+/*
+ * Make L2's page tables: for each root the first GiB where it is, and two large
+ * pages at L2_GPA, 1 GiB apart.
+ */
+static void new_nested_roots(uint64_t table, uint64_t large)
+{
+	uint64_t *pml4, *pdpt, *pd, pds[ROOTS], low, gpa, i;
+
+	low = new_page_table(&pd);
+	for (i = 0; i < PTES; i++)
+		pd[i] = i * HUGE | large;
+	for (i = 0; i < ROOTS; i++) {
+		pds[i] = new_page_table(&pd);
+		pd[0] = (GPA_A + i * HUGE) | large;
+	}
+	for (i = 0; i < ROOTS; i++) {
+		nested_root[i] = new_page_table(&pml4);
+		gpa = new_page_table(&pdpt);
+		pml4[0] = gpa | table;
+		pdpt[0] = low | table;
+		pdpt[L2_GPA >> 30] = pds[i] | table;
+		pdpt[(L2_GPA >> 30) + 1] = pds[(i + 1) % ROOTS] | table;
+	}
+	sync_global_to_guest(vm, nested_root);
+}
+
+static bool nested_npt_supported(void)
+{
+	struct kvm_cpuid_entry2 *svm =
+		kvm_get_supported_cpuid_index(0x8000000a, 0);
+
+	return svm && svm->edx & 1;
+}
+
+static bool nested_ept_supported(void)
+{
+	uint64_t controls = vcpu_get_msr(vm, 0, MSR_IA32_VMX_PROCBASED_CTLS2);
+
+	return controls >> 32 & SECONDARY_EXEC_ENABLE_EPT;
+}
+
+static void log_recycled_nested(void)
+{
+	struct vmx_pages *vmx;
+	pthread_t vcpu;
+	vm_vaddr_t gva;
+	uint64_t i;
+
+	if (nested_svm_supported()) {
+		if (!nested_npt_supported())
+			test_case_skip("no nested paging for guests");
+		create_with_code(RING_ENTRIES, l1_svm_code);
+		new_nested_roots(NPT_TABLE, NPT_LARGE);
+		vcpu_alloc_svm(vm, &gva);
+	} else if (nested_vmx_supported()) {
+		create_with_code(RING_ENTRIES, l1_vmx_code);
+		if (!nested_ept_supported())
+			test_case_skip("no EPT for guests");
+		new_nested_roots(EPT_TABLE, EPT_LARGE);
+		vmx = vcpu_alloc_vmx(vm, &gva);
+		vmx->eptp_gpa = nested_root[0];
+	} else {
+		test_case_skip("no nested SVM, nor VMX");
+	}
+	vcpu_args_set(vm, 0, 1, gva);
+	recycle_set_slot();
+	for (i = 0; i < RECYCLE_PAGES; i++)
+		recycle.page[i] = i / 4 * PTES + i % 4;
+	virt_map(vm, L2_GVA, L2_GPA, 4, 0);
+	virt_map(vm, L2_GVA + HUGE, L2_GPA + (1UL << 30), 4, 0);
+	vcpu_start(&vcpu, 0, 0, 0);
+	/* At least four shadow pages a root */
+	recycle_test(vcpu, RECYCLE_PAGES, MIN_MMU_PAGES / 4);
+}
+
+/*
+ * Frames with as many mappings as KVM allows: their number must not count twice,
+ * for each mapping all mappings of the frame.
+ */
+
+#define ALIASES		900
+#define ALIAS_FRAMES	8
+#define ALIAS_PTES	(ALIASES * ALIAS_FRAMES)
+#define ALIAS_TRIES	5
+
+/* Map frames, and those again. */
+static void create_aliases(uint64_t frames)
+{
+	uint64_t i;
+
+	create(RING_ENTRIES);
+	mem_a = small_pages(LARGE_SIZE);
+	set_slot(SLOT_A, GPA_A, mem_a, LARGE_SIZE, 0);
+	for (i = 0; i < ALIAS_PTES; i++)
+		virt_map(vm, GVA + i * PAGE, GPA_A + i % frames * PAGE, 1, 0);
+}
+
+/* Have all mappings writable, then switch logging. Return the least time. */
+static uint64_t time_aliases(uint64_t frames)
+{
+	uint64_t i, start, ns, best = UINT64_MAX;
+
+	create_aliases(frames);
+	for (i = 0; i < ALIAS_TRIES; i++) {
+		run_todo(DO_WRITE, GVA, ALIAS_PTES, PAGE);
+		EXPECT(collect(), 0);
+		start = now_ns();
+		set_slot(SLOT_A, GPA_A, mem_a, LARGE_SIZE,
+			 KVM_MEM_LOG_DIRTY_PAGES);
+		set_slot(SLOT_A, GPA_A, mem_a, LARGE_SIZE, 0);
+		ns = now_ns() - start;
+		if (ns < best)
+			best = ns;
+	}
+	return best;
+}
+
+static void log_aliases(void)
+{
+	uint64_t i, single, many;
+
+	if (two_dimensional_paging())
+		test_case_skip("KVM does not follow the guest's page tables");
+
+	single = time_aliases(ALIAS_PTES);
+	kvm_vm_free(vm);
+	many = time_aliases(ALIAS_FRAMES);
+	pr_info("%u pages: %lu us; %u pages, %u times each: %lu us\n",
+		ALIAS_PTES, single / 1000, ALIAS_FRAMES, ALIASES, many / 1000);
+	TEST_ASSERT(many < 10 * single, "%lu us, not about %lu us", many / 1000,
+		    single / 1000);
+
+	/* All of them are writable, and then only one of each page. */
+	run_todo(DO_WRITE, GVA, ALIAS_PTES, PAGE);
+	for (i = 0; i < ALIASES; i += 224) {
+		set_slot(SLOT_A, GPA_A, mem_a, LARGE_SIZE,
+			 KVM_MEM_LOG_DIRTY_PAGES);
+		run_todo(DO_WRITE, GVA + i * ALIAS_FRAMES * PAGE, ALIAS_FRAMES,
+			 PAGE);
+		expect(SLOT_A, 0, ALIAS_FRAMES);
+		run_todo(DO_WRITE, GVA + i * ALIAS_FRAMES * PAGE, ALIAS_FRAMES,
+			 PAGE);
+		set_slot(SLOT_A, GPA_A, mem_a, LARGE_SIZE, 0);
+		expect(SLOT_A, 0, ALIAS_FRAMES);
+		set_slot(SLOT_A, GPA_A, mem_a, LARGE_SIZE,
+			 KVM_MEM_LOG_DIRTY_PAGES);
+		run_todo(DO_WRITE, GVA + i * ALIAS_FRAMES * PAGE, ALIAS_FRAMES,
+			 PAGE);
+		expect(SLOT_A, 0, ALIAS_FRAMES);
+		set_slot(SLOT_A, GPA_A, mem_a, LARGE_SIZE, 0);
+		/* No log: a write makes the mapping writable, the others stay. */
+		run_todo(DO_WRITE, GVA, ALIAS_PTES, PAGE);
+		EXPECT(collect(), 0);
+	}
+	kvm_vm_free(vm);
+}
+
 static const struct test_case cases[] = {
 	{ "large-to-large: a PDE gets another frame", large_to_large },
 	{ "large-to-table: a PDE gets a page table", large_to_table },
@@ -765,6 +1207,10 @@ static const struct test_case cases[] = {
 	{ "dirty: dirty bits, once for a page table", dirty },
 	{ "log-start: one flush, whatever is mapped", log_start },
 	{ "log-stop: memory goes while its mappings are removed", log_stop },
+	{ "log-kept: mappings stay, the thread is preempted", log_kept },
+	{ "log-recycled: shadow pages are recycled meanwhile", log_recycled },
+	{ "log-recycled-nested: those of a guest's guest, too", log_recycled_nested },
+	{ "log-aliases: many mappings of a page", log_aliases },
 };
 
 int main(int argc, char **argv)
