@@ -568,7 +568,7 @@ static void vcpu_reset_taken(void)
 	pthread_t thread;
 	uint64_t *page;
 	uint32_t n;
-	int i, cpu;
+	int i;
 
 	need_vcpu_reset();
 	need_two_cpus(&cpus);
@@ -578,11 +578,7 @@ static void vcpu_reset_taken(void)
 	page = (uint64_t *)(rv->mem + n * getpagesize());
 
 	/* One CPU for the vCPU, the others for the resets */
-	for (cpu = 0; !CPU_ISSET(cpu, &cpus); cpu++)
-		;
-	CPU_ZERO(&first);
-	CPU_SET(cpu, &first);
-	CPU_CLR(cpu, &cpus);
+	take_first_cpu(&cpus, &first);
 	EXPECT(sched_setaffinity(0, sizeof(first), &first), 0);
 	ring_vm_set_task(rv, 0, n, 1, 0);
 	WRITE_ONCE(ring_vm_task(rv, 0)->spin, 1);

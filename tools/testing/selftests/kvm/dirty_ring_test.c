@@ -749,18 +749,14 @@ static void tlb_flush(void)
 	struct ring_vm *rv;
 	cpu_set_t cpus;
 	uint64_t *page;
-	int i, cpu;
 	bool log;
+	int i;
 
 	need_two_cpus(&cpus);
 
 	/* One CPU for the vCPU, the others for the resets */
-	for (cpu = 0; !CPU_ISSET(cpu, &cpus); cpu++)
-		;
-	CPU_CLR(cpu, &cpus);
+	take_first_cpu(&cpus, &spinner.cpus);
 	sched_setaffinity(0, sizeof(cpus), &cpus);
-	CPU_ZERO(&spinner.cpus);
-	CPU_SET(cpu, &spinner.cpus);
 
 	rv = ring_vm_create_small(SLOT_PAGES);
 	spinner.rv = rv;

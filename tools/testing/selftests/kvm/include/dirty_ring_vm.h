@@ -143,6 +143,9 @@ void ring_vm_runner_stop(struct ring_vm_runner *runner);
 void ring_vm_wait_for_store(uint64_t *page);
 
 void need_two_cpus(cpu_set_t *cpus);
+void take_first_cpu(cpu_set_t *cpus, cpu_set_t *first);
+void start_real_time(pthread_t *thread, const cpu_set_t *cpus,
+		     void *(*fn)(void *data), void *data);
 void ring_vm_preempter_start(struct ring_vm_preempter *preempter,
 			     struct ring_vm_runner *runner);
 void ring_vm_preempter_stop(struct ring_vm_preempter *preempter);

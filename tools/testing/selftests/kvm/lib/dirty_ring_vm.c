@@ -347,6 +347,38 @@ void need_two_cpus(cpu_set_t *cpus)
 		test_case_skip("there is only one CPU");
 }
 
+/* Leave the first CPU of a set to somebody else. */
+void take_first_cpu(cpu_set_t *cpus, cpu_set_t *first)
+{
+	int cpu;
+
+	for (cpu = 0; !CPU_ISSET(cpu, cpus); cpu++)
+		;
+	CPU_ZERO(first);
+	CPU_SET(cpu, first);
+	CPU_CLR(cpu, cpus);
+}
+
+/* Start a thread that preempts others on these CPUs. */
+void start_real_time(pthread_t *thread, const cpu_set_t *cpus,
+		     void *(*fn)(void *data), void *data)
+{
+	struct sched_param param = { .sched_priority = 1 };
+	pthread_attr_t attr;
+	int ret;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setaffinity_np(&attr, sizeof(*cpus), cpus);
+	pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED);
+	pthread_attr_setschedpolicy(&attr, SCHED_FIFO);
+	pthread_attr_setschedparam(&attr, &param);
+	ret = pthread_create(thread, &attr, fn, data);
+	if (ret == EPERM)
+		test_case_skip("no right to real-time threads");
+	TEST_ASSERT(!ret, "pthread_create failed: %s", strerror(ret));
+	pthread_attr_destroy(&attr);
+}
+
 /*
  * Move the calling thread off one CPU, and leave it to the runner and to a
  * real-time thread that waits until it is wanted. Skip the case if there is
@@ -355,10 +387,8 @@ void need_two_cpus(cpu_set_t *cpus)
 void ring_vm_preempter_start(struct ring_vm_preempter *preempter,
 			     struct ring_vm_runner *runner)
 {
-	struct sched_param param = { .sched_priority = 1 };
-	pthread_attr_t attr;
 	cpu_set_t all, one;
-	int cpu, ret;
+	int cpu;
 
 	need_two_cpus(&all);
 	preempter->cpus = all;
@@ -377,17 +407,7 @@ void ring_vm_preempter_start(struct ring_vm_preempter *preempter,
 	preempter->held = false;
 	preempter->quit = false;
 	sem_init(&preempter->wanted, 0, 0);
-	pthread_attr_init(&attr);
-	pthread_attr_setaffinity_np(&attr, sizeof(one), &one);
-	pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED);
-	pthread_attr_setschedpolicy(&attr, SCHED_FIFO);
-	pthread_attr_setschedparam(&attr, &param);
-	ret = pthread_create(&preempter->thread, &attr, preempter_fn,
-			     preempter);
-	if (ret == EPERM)
-		test_case_skip("no right to real-time threads");
-	TEST_ASSERT(!ret, "pthread_create failed: %s", strerror(ret));
-	pthread_attr_destroy(&attr);
+	start_real_time(&preempter->thread, &one, preempter_fn, preempter);
 }
 
 /*

@@ -667,31 +667,14 @@ static void *take_fn(void *data)
 static void start_on_same_cpu(pthread_t *thread, void *(*fn)(void *data),
 			      pthread_t vcpu)
 {
-	struct sched_param param = { .sched_priority = 1 };
 	cpu_set_t all, one;
-	pthread_attr_t attr;
-	int cpu, ret;
 
 	need_two_cpus(&all);
-	for (cpu = 0; !CPU_ISSET(cpu, &all); cpu++)
-		;
-	CPU_ZERO(&one);
-	CPU_SET(cpu, &one);
-	CPU_CLR(cpu, &all);
+	take_first_cpu(&all, &one);
 	TEST_ASSERT(!pthread_setaffinity_np(vcpu, sizeof(all), &all) &&
 		    !sched_setaffinity(0, sizeof(one), &one),
 		    "cannot choose CPUs");
-
-	pthread_attr_init(&attr);
-	pthread_attr_setaffinity_np(&attr, sizeof(one), &one);
-	pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED);
-	pthread_attr_setschedpolicy(&attr, SCHED_FIFO);
-	pthread_attr_setschedparam(&attr, &param);
-	ret = pthread_create(thread, &attr, fn, NULL);
-	if (ret == EPERM)
-		test_case_skip("no right to real-time threads");
-	TEST_ASSERT(!ret, "pthread_create failed: %s", strerror(ret));
-	pthread_attr_destroy(&attr);
+	start_real_time(thread, &one, fn, NULL);
 }
 
 /*
