@@ -546,7 +546,7 @@ static void vcpu_reset_running(void)
  * writes to that page all the time, may still have it in its TLB. The long second
  * ring keeps the first thread from the flush meanwhile.
  */
-#define TAKEN_ENTRIES	2048
+#define TAKEN_PAGES	2048
 #define TAKEN_ROUNDS	32
 
 static void *reset_all(void *data)
@@ -555,7 +555,7 @@ static void *reset_all(void *data)
 
 	/* Let the other in as soon as it wakes up. */
 	EXPECT(setpriority(PRIO_PROCESS, 0, 19), 0);
-	EXPECT(vm_reset_dirty_rings(rv->vm), rv->limit);
+	EXPECT(vm_reset_dirty_rings(rv->vm), TAKEN_PAGES);
 	return NULL;
 }
 
@@ -572,9 +572,8 @@ static void vcpu_reset_taken(void)
 
 	need_vcpu_reset();
 	need_two_cpus(&cpus);
-	rv = ring_vm_create(TAKEN_ENTRIES, 2, TAKEN_ENTRIES,
-			    KVM_MEM_LOG_DIRTY_PAGES, NULL);
-	n = rv->limit - 1;
+	rv = ring_vm_create(4096, 2, TAKEN_PAGES, KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	n = TAKEN_PAGES - 1;
 	page = (uint64_t *)(rv->mem + n * getpagesize());
 
 	/* One CPU for the vCPU, the others for the resets */
