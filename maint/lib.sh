@@ -142,7 +142,7 @@ new_files() {
 # layout_allows PATH: may the series touch this file of Linux? Anything else is
 # none of its business.
 layout_allows() {
-	local dir='Documentation/(litmus-tests|virt/kvm)|arch/[a-z0-9]+/(kvm|include)'
+	local dir='Documentation/(admin-guide|litmus-tests|virt/kvm)|arch/[a-z0-9]+/(kvm|include)'
 	dir+='|include/(linux|trace/events|uapi/linux)'
 	dir+='|tools/testing/selftests/kvm|virt/kvm'
 

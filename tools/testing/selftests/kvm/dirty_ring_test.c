@@ -4,7 +4,8 @@
  *
  * Show, one case each, that
  *  - every page a vCPU writes to in a tracked memslot is reported, in order,
- *    once, and again after it was reset, and nothing else is,
+ *    once, and again after it was reset, and nothing else is, nor what it only
+ *    reads,
  *  - a reset protects the pages it was told to and no others, stops at the
  *    first entry that was not harvested and returns what it reset, and its TLB
  *    flush is done when it returns,
@@ -19,6 +20,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "test_util.h"
@@ -248,6 +250,79 @@ static void exact_clear(void)
 	for (i = 0; i < ARRAY_SIZE(bitmap); i++)
 		EXPECT(bitmap[i], 0x5555555555555555);
 	ring_vm_free(rv);
+}
+
+/* What a vCPU only reads */
+
+#define READ_PAGES	128
+
+static void read_code(uint64_t step)
+{
+	uint64_t i;
+
+	while (true) {
+		for (i = 0; i < READ_PAGES; i++)
+			READ_ONCE(*(uint64_t *)(RING_VM_GVA + i * step));
+		GUEST_SYNC(0);
+	}
+}
+
+static uint64_t dirty_pages(struct ring_vm *rv, uint64_t *bitmap)
+{
+	uint64_t i, n = 0;
+
+	if (rv->entries) {
+		ring_vm_forget(rv);
+		ring_vm_collect_all(rv);
+		for (i = 0; i < READ_PAGES; i++)
+			n += rv->seen[i];
+		return n;
+	}
+	kvm_vm_get_dirty_log(rv->vm, RING_VM_SLOT, bitmap);
+	for (i = 0; i < READ_PAGES / 64; i++)
+		n += __builtin_popcountll(bitmap[i]);
+	return n;
+}
+
+static void expect_reads_clean(uint32_t entries)
+{
+	struct ring_vm *rv = ring_vm_create(entries, 2, READ_PAGES,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	size_t page = getpagesize(), size = READ_PAGES * page, i;
+	uint64_t bitmap[READ_PAGES / 64];
+	int round;
+
+	ring_vm_set_code(rv, 1, read_code, page);
+	/* Have the guest's page tables dirty where they would be. */
+	ring_vm_write(rv, 0, 0, READ_PAGES);
+	EXPECT(dirty_pages(rv, bitmap), READ_PAGES);
+	for (round = 0; round < 3; round++) {
+		/* Unmap all from the guest; have all mapped writable here. */
+		EXPECT(mprotect(rv->mem, size, PROT_READ), 0);
+		EXPECT(mprotect(rv->mem, size, PROT_READ | PROT_WRITE), 0);
+		for (i = 0; i < size; i += page)
+			WRITE_ONCE(rv->mem[i], rv->mem[i]);
+		EXPECT(ring_vm_run(rv, 1), RING_VM_DONE);
+		EXPECT(dirty_pages(rv, bitmap), 0);
+
+		/* The first write to each is reported nevertheless. */
+		ring_vm_write(rv, 0, 3, 40);
+		EXPECT(ring_vm_run(rv, 1), RING_VM_DONE);
+		EXPECT(dirty_pages(rv, bitmap), 40);
+		ring_vm_write(rv, 0, 0, READ_PAGES);
+		EXPECT(dirty_pages(rv, bitmap), READ_PAGES);
+	}
+	ring_vm_free(rv);
+}
+
+static void read_ring(void)
+{
+	expect_reads_clean(ring_vm_min_entries());
+}
+
+static void read_bitmap(void)
+{
+	expect_reads_clean(0);
 }
 
 static void many_slots(void)
@@ -812,6 +887,8 @@ static const struct test_case cases[] = {
 	{ "scattered-pages", scattered_pages },
 	{ "exact-reset: protects no page in between", exact_reset },
 	{ "exact-clear: nor does it with a bitmap", exact_clear },
+	{ "read-ring: what is only read is not reported", read_ring },
+	{ "read-bitmap: nor is it with a bitmap", read_bitmap },
 	{ "many-slots", many_slots },
 #ifndef __x86_64__
 	{ "with-bitmap-vcpus: no page of theirs is in it", with_bitmap_vcpus },

@@ -1,0 +1,508 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Test the tracking of dirty pages in memory of huge pages
+ *
+ * Show, with a dirty ring and with a bitmap, that
+ *  - a write into a huge page is reported, and nothing that was not written; the
+ *    guest does not fault for what it reads,
+ *  - the guest does not fault for what it reads and writes once logging is off.
+ */
+
+#define _GNU_SOURCE /* for program_invocation_name */
+
+#include <fcntl.h>
+#include <linux/sizes.h>
+#include <sys/mman.h>
+
+#include "test_util.h"
+#include "kvm_util.h"
+#include "processor.h"
+#include "dirty_ring_vm.h"
+#include "test_cases.h"
+
+#define MODULES		"/sys/module/"
+#define EAGER		MODULES "kvm/parameters/eager_page_split"
+#define NX_HUGE		MODULES "kvm/parameters/nx_huge_pages"
+
+#define HUGE_SIZE	SZ_2M
+#define NR_HUGE		8
+#define SIZE		(NR_HUGE * HUGE_SIZE)
+
+struct huge_vm {
+	struct ring_vm *rv;
+	uint8_t *mem;
+	size_t size;
+	uint32_t flags;
+	unsigned long *bitmap;
+	uint64_t pages;
+	uint64_t per_huge;
+	/* How often the ring was full since what was reported was looked at */
+	uint32_t full;
+};
+
+/* What the guest does, to @count pages, @stride apart, from @first on */
+static struct touch {
+	enum { READ, WRITE, EXECUTE, WRITE_EXECUTE } how;
+	uint64_t first;
+	uint64_t count;
+	uint64_t stride;
+	uint64_t page_size;
+} touch;
+
+static void touch_code(uint64_t unused)
+{
+	uint64_t i, *page;
+
+	while (true) {
+		for (i = 0; i < touch.count; i++) {
+			page = (void *)RING_VM_GVA +
+			       (touch.first + i * touch.stride) *
+			       touch.page_size;
+			/* The first word may be an instruction. */
+			if (touch.how == WRITE ||
+			    (touch.how == WRITE_EXECUTE && i % 2))
+				WRITE_ONCE(page[1], page[1] + 1);
+			else if (touch.how == READ)
+				READ_ONCE(*page);
+			else
+				((void (*)(void))page)();
+		}
+		GUEST_SYNC(0);
+	}
+}
+
+static void set_touch(struct huge_vm *h, int how, uint64_t first,
+		      uint64_t count, uint64_t stride)
+{
+	struct touch *t = addr_gva2hva(h->rv->vm, (vm_vaddr_t)&touch);
+
+	t->how = how;
+	t->first = first;
+	t->count = count;
+	t->stride = stride;
+	t->page_size = getpagesize();
+}
+
+static void do_touch(struct huge_vm *h, int how, uint64_t first,
+		     uint64_t count, uint64_t stride)
+{
+	set_touch(h, how, first, count, stride);
+	while (ring_vm_run(h->rv, 0) == RING_VM_FULL) {
+		ring_vm_collect(h->rv);
+		h->full++;
+	}
+}
+
+static void guest_reads(struct huge_vm *h, uint64_t first, uint64_t count,
+			uint64_t stride)
+{
+	do_touch(h, READ, first, count, stride);
+}
+
+static void guest_writes(struct huge_vm *h, uint64_t first, uint64_t count,
+			 uint64_t stride)
+{
+	do_touch(h, WRITE, first, count, stride);
+}
+
+/* Transparent huge pages; skip if there are none */
+static void *map_thp(size_t size)
+{
+	uint8_t *mem;
+	size_t i;
+
+	mem = mmap(NULL, size + HUGE_SIZE, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	TEST_ASSERT(mem != MAP_FAILED, "mmap: %s", strerror(errno));
+	mem = (void *)(((uintptr_t)mem + HUGE_SIZE - 1) & ~(HUGE_SIZE - 1));
+	if (madvise(mem, size, MADV_HUGEPAGE))
+		test_case_skip("no transparent huge pages");
+	for (i = 0; i < size; i += HUGE_SIZE)
+		mem[i] = 1;
+	return mem;
+}
+
+static void set_log(struct huge_vm *h, bool on)
+{
+	h->flags = on ? KVM_MEM_LOG_DIRTY_PAGES : 0;
+	ring_vm_set_slot(h->rv, RING_VM_GPA, h->mem, h->size, h->flags);
+}
+
+static void huge_vm_create(struct huge_vm *h, uint32_t entries, void *mem,
+			   size_t size)
+{
+	uint64_t page = getpagesize();
+	struct ring_vm *rv;
+
+	memset(h, 0, sizeof(*h));
+	h->mem = mem;
+	h->size = size;
+	h->pages = size / page;
+	h->per_huge = HUGE_SIZE / page;
+	rv = ring_vm_create(entries, 1, h->pages, 0, NULL);
+	h->rv = rv;
+	h->bitmap = calloc(h->pages / 64, sizeof(long));
+	TEST_ASSERT(h->bitmap, "Insufficient Memory");
+
+	ring_vm_set_slot(rv, RING_VM_GPA, rv->mem, 0, 0);
+	rv->mem = mem;
+	set_log(h, false);
+	ring_vm_set_code(rv, 0, touch_code, 0);
+	/* Have the guest's page tables dirty, and all of it mapped. */
+	guest_writes(h, 0, h->pages, 1);
+}
+
+static void huge_vm_free(struct huge_vm *h)
+{
+	ring_vm_free(h->rv);
+	free(h->bitmap);
+}
+
+/*
+ * Expect that the pages @stride apart from @first on are reported, once each. Those
+ * that fill the ring are reported before they are written, and then once more.
+ */
+static void expect_dirty(struct huge_vm *h, uint64_t first, uint64_t count,
+			 uint64_t stride)
+{
+	struct ring_vm *rv = h->rv;
+	uint64_t i, last = first + (count - 1) * stride;
+	uint32_t want, n, twice = 0;
+
+	if (rv->entries)
+		ring_vm_collect_all(rv);
+	else
+		kvm_vm_get_dirty_log(rv->vm, RING_VM_SLOT, h->bitmap);
+	for (i = 0; i < h->pages; i++) {
+		n = rv->entries ? rv->seen[i] :
+		    h->bitmap[i / 64] >> i % 64 & 1;
+		want = count && i >= first && i <= last &&
+		       (i - first) % stride == 0;
+		if (want && n == 2 && ++twice <= h->full)
+			continue;
+		TEST_ASSERT(n == want, "Page %lu was reported %u times, not %u",
+			    i, n, want);
+	}
+	ring_vm_forget(rv);
+	h->full = 0;
+}
+
+/* Slow page faults so far */
+static long faults(struct huge_vm *h)
+{
+#ifdef __x86_64__
+	return ring_vm_stat(h->rv, "pf_fixed");
+#else
+	return ring_vm_stat(h->rv, "exits");
+#endif
+}
+
+static void expect_no_faults(struct huge_vm *h, long before)
+{
+	long n = faults(h) - before;
+
+#ifdef __x86_64__
+	TEST_ASSERT(!n, "%ld page faults", n);
+#else
+	/* Exits for other reasons are few. */
+	TEST_ASSERT(n < h->pages / 16, "%ld exits", n);
+#endif
+}
+
+/* Does the CPU translate the guest's physical addresses? */
+static bool two_dimensional(void)
+{
+#ifdef __x86_64__
+	static const char *const names[] = {
+		MODULES "kvm_amd/parameters/npt",
+		MODULES "kvm_intel/parameters/ept",
+	};
+	char value = 'N';
+	int fd, i;
+
+	for (i = 0; i < ARRAY_SIZE(names); i++) {
+		fd = open(names[i], O_RDONLY);
+		if (fd < 0)
+			continue;
+		EXPECT(read(fd, &value, 1), 1);
+		close(fd);
+	}
+	return value != 'N' && value != '0';
+#else
+	return true;
+#endif
+}
+
+static void set_param(const char *path, const char *value)
+{
+	int fd = open(path, O_WRONLY);
+
+	if (fd < 0)
+		test_case_skip("no %s", path);
+	EXPECT(write(fd, value, strlen(value)), strlen(value));
+	close(fd);
+}
+
+static void set_eager(bool on)
+{
+	set_param(EAGER, on ? "Y" : "N");
+}
+
+/*
+ * A write into each huge page, then reads, then writes to all pages; then the same
+ * without faults, as nothing is logged any more
+ */
+static void check_split(struct huge_vm *h)
+{
+	uint64_t per = h->per_huge, all = h->pages;
+	long before;
+	int round;
+
+	for (round = 0; round < 2; round++) {
+		set_log(h, true);
+		expect_dirty(h, 0, 0, 1);
+		before = faults(h);
+		guest_reads(h, 0, all, 1);
+		expect_no_faults(h, before);
+
+		guest_writes(h, 3, all / per, per);
+		expect_dirty(h, 3, all / per, per);
+
+		before = faults(h);
+		guest_reads(h, 0, all, 1);
+		expect_no_faults(h, before);
+		expect_dirty(h, 0, 0, 1);
+
+		guest_writes(h, 0, all, 1);
+		expect_dirty(h, 0, all, 1);
+		guest_writes(h, 5, all / 8, 8);
+		expect_dirty(h, 5, all / 8, 8);
+
+		set_log(h, false);
+		if (!two_dimensional())
+			continue;
+		before = faults(h);
+		guest_reads(h, 0, all, 1);
+		guest_writes(h, 0, all, 1);
+		expect_no_faults(h, before);
+	}
+}
+
+static void check_thp(uint32_t entries, bool eager)
+{
+	struct huge_vm h;
+
+	set_eager(eager);
+	huge_vm_create(&h, entries, map_thp(SIZE), SIZE);
+	check_split(&h);
+	huge_vm_free(&h);
+}
+
+static void thp_ring(void)
+{
+	check_thp(ring_vm_min_entries(), false);
+}
+
+static void thp_bitmap(void)
+{
+	check_thp(0, false);
+}
+
+static void thp_ring_eager(void)
+{
+	check_thp(ring_vm_min_entries(), true);
+}
+
+static void thp_bitmap_eager(void)
+{
+	check_thp(0, true);
+}
+
+static void check_gigantic(bool eager)
+{
+	struct huge_vm h;
+
+	set_eager(eager);
+	huge_vm_create(&h, ring_vm_min_entries(), map_huge_pages(SZ_1G, 30),
+		       SZ_1G);
+	check_split(&h);
+	huge_vm_free(&h);
+}
+
+static void gigantic(void)
+{
+	check_gigantic(false);
+}
+
+static void gigantic_eager(void)
+{
+	check_gigantic(true);
+}
+
+/* Log start splits what is huge if it is to, log stop makes it huge again. */
+static void statistics(void)
+{
+	long split, recovered;
+	struct huge_vm h;
+	int i;
+
+	if (!two_dimensional())
+		test_case_skip("shadow pages map what the guest's tables do");
+	huge_vm_create(&h, ring_vm_min_entries(), map_thp(SIZE), SIZE);
+	for (i = 0; i < 4; i++) {
+		split = ring_vm_stat(h.rv, "largepages_split");
+		recovered = ring_vm_stat(h.rv, "largepages_recovered");
+		set_eager(i % 2);
+		set_log(&h, true);
+		EXPECT(ring_vm_stat(h.rv, "largepages_split"),
+		       split + (i % 2 ? NR_HUGE : 0));
+		guest_writes(&h, 1, 1, 1);
+		expect_dirty(&h, 1, 1, 1);
+		EXPECT(ring_vm_stat(h.rv, "largepages_split"),
+		       split + (i % 2 ? NR_HUGE : 1));
+		set_log(&h, false);
+		EXPECT(ring_vm_stat(h.rv, "largepages_recovered"),
+		       recovered + (i % 2 ? NR_HUGE : 1));
+	}
+	EXPECT(ring_vm_stat(h.rv, "largepages_split_failed"), 0);
+	huge_vm_free(&h);
+}
+
+#ifdef __x86_64__
+
+#define X86_RET		0xc3
+
+/* Where the guest executes, pages stay small; elsewhere they get huge again. */
+static void check_nx(struct huge_vm *h)
+{
+	uint64_t per = h->per_huge, all = h->pages, i;
+	long recovered, before;
+
+	for (i = 0; i < all; i++)
+		h->mem[i * getpagesize()] = X86_RET;
+
+	set_log(h, true);
+	do_touch(h, EXECUTE, 7, NR_HUGE, per);
+	guest_writes(h, 3, NR_HUGE, per);
+	expect_dirty(h, 3, NR_HUGE, per);
+	before = faults(h);
+	guest_reads(h, 0, all, 1);
+	do_touch(h, EXECUTE, 0, all, 1);
+	expect_no_faults(h, before);
+	expect_dirty(h, 0, 0, 1);
+
+	recovered = ring_vm_stat(h->rv, "largepages_recovered");
+	set_log(h, false);
+	EXPECT(ring_vm_stat(h->rv, "largepages_recovered"),
+	       recovered + NR_HUGE);
+	before = faults(h);
+	guest_writes(h, 0, all, 1);
+	expect_no_faults(h, before);
+
+	/* They are huge, so they may not be executable. */
+	before = faults(h);
+	do_touch(h, EXECUTE, 7, NR_HUGE / 2, per);
+	EXPECT(faults(h) - before, NR_HUGE / 2);
+	guest_reads(h, 0, all, 1);
+
+	set_log(h, true);
+	guest_writes(h, 3, NR_HUGE, per);
+	expect_dirty(h, 3, NR_HUGE, per);
+	recovered = ring_vm_stat(h->rv, "largepages_recovered");
+	set_log(h, false);
+	EXPECT(ring_vm_stat(h->rv, "largepages_recovered"),
+	       recovered + NR_HUGE / 2);
+	before = faults(h);
+	guest_reads(h, 0, all, 1);
+	do_touch(h, EXECUTE, 7, NR_HUGE / 2, per);
+	expect_no_faults(h, before);
+}
+
+/*
+ * Switch logging on and off while the guest writes and executes; nothing that it
+ * wrote since logging was on may be missing.
+ */
+#define TOGGLE_SECONDS	6
+
+static void toggle(void)
+{
+	static const char *const nx_huge[] = { "off", "force" };
+	uint64_t stop = now_s() + TOGGLE_SECONDS;
+	struct ring_vm_runner runner;
+	size_t page = getpagesize();
+	uint64_t i, round, writes = 0;
+	struct huge_vm h;
+	uint8_t *copy;
+
+	copy = malloc(SIZE);
+	TEST_ASSERT(copy, "Insufficient Memory");
+	huge_vm_create(&h, 0, map_thp(SIZE), SIZE);
+	for (i = 0; i < h.pages; i++)
+		h.mem[i * page] = X86_RET;
+	/* An odd stride has all pages written and executed, in two passes. */
+	set_touch(&h, WRITE_EXECUTE, 0, h.pages / 3, 3);
+
+	for (round = 0; now_s() < stop; round++) {
+		set_param(NX_HUGE, nx_huge[round / 4 % 2]);
+		set_eager(round % 2);
+		ring_vm_runner_start(&runner, h.rv, 0);
+		usleep(round % 7 * 300);
+
+		set_log(&h, true);
+		memcpy(copy, h.mem, SIZE);
+		usleep(round % 5 * 300);
+		ring_vm_runner_stop(&runner);
+
+		kvm_vm_get_dirty_log(h.rv->vm, RING_VM_SLOT, h.bitmap);
+		for (i = 0; i < h.pages; i++) {
+			if (!memcmp(copy + i * page, h.mem + i * page, page))
+				continue;
+			writes++;
+			TEST_ASSERT(h.bitmap[i / 64] >> i % 64 & 1,
+				    "Round %lu: page %lu was written unnoticed",
+				    round, i);
+		}
+		set_log(&h, false);
+	}
+	printf("# %lu times, %lu pages written after\n", round, writes);
+	TEST_ASSERT(writes, "The guest wrote nothing");
+	set_param(NX_HUGE, "off");
+	huge_vm_free(&h);
+	free(copy);
+}
+
+static void nx(void)
+{
+	struct huge_vm h;
+
+	if (!two_dimensional())
+		test_case_skip("shadow pages map what the guest's tables do");
+	set_param(NX_HUGE, "force");
+	set_eager(false);
+	huge_vm_create(&h, ring_vm_min_entries(), map_thp(SIZE), SIZE);
+	check_nx(&h);
+	huge_vm_free(&h);
+	set_param(NX_HUGE, "off");
+}
+
+#endif
+
+static const struct test_case cases[] = {
+	{ "thp-ring: what is written is reported, reads do not fault",
+	  thp_ring },
+	{ "thp-bitmap: the same with a bitmap", thp_bitmap },
+	{ "thp-ring-eager: the same if log start splits", thp_ring_eager },
+	{ "thp-bitmap-eager: and with a bitmap", thp_bitmap_eager },
+	{ "gigantic: the same with a page of 1 GiB", gigantic },
+	{ "gigantic-eager: and if log start splits", gigantic_eager },
+#ifdef __x86_64__
+	{ "toggle: no write after log start is missing", toggle },
+	{ "nx: but where the guest executes pages get huge again", nx },
+#endif
+	{ "statistics: of what is split and recovered", statistics },
+};
+
+int main(int argc, char *argv[])
+{
+	test_cases_main(argc, argv, cases, ARRAY_SIZE(cases));
+}
