@@ -192,8 +192,12 @@ bool kvm_mmu_split_huge_page(struct kvm *kvm, struct kvm_memory_slot *slot,
  */
 struct kvm_mmu_page *kvm_mmu_alloc_split_page(struct kvm *kvm)
 {
-	/* It is not worth killing anyone. */
-	const gfp_t gfp = GFP_KERNEL_ACCOUNT | __GFP_NORETRY | __GFP_NOWARN;
+	/*
+	 * It is not worth killing anyone, nor waiting: reclaim may want kvm_lock,
+	 * which others hold who wait for slots_lock.
+	 */
+	const gfp_t gfp = (GFP_KERNEL_ACCOUNT & ~__GFP_DIRECT_RECLAIM) |
+			  __GFP_NOWARN;
 	struct kvm_mmu_page *sp;
 
 	spin_unlock(&kvm->mmu_lock);
