@@ -32,7 +32,6 @@ struct huge_vm {
 	struct ring_vm *rv;
 	uint8_t *mem;
 	size_t size;
-	uint32_t flags;
 	unsigned long *bitmap;
 	uint64_t pages;
 	uint64_t per_huge;
@@ -51,16 +50,16 @@ static struct touch {
 
 static void touch_code(uint64_t unused)
 {
-	uint64_t i, *page;
+	uint64_t i, pass, *page;
 
-	while (true) {
+	for (pass = 0; ; pass++) {
 		for (i = 0; i < touch.count; i++) {
 			page = (void *)RING_VM_GVA +
 			       (touch.first + i * touch.stride) *
 			       touch.page_size;
 			/* The first word may be an instruction. */
 			if (touch.how == WRITE ||
-			    (touch.how == WRITE_EXECUTE && i % 2))
+			    (touch.how == WRITE_EXECUTE && (i + pass) % 2))
 				WRITE_ONCE(page[1], page[1] + 1);
 			else if (touch.how == READ)
 				READ_ONCE(*page);
@@ -105,6 +104,28 @@ static void guest_writes(struct huge_vm *h, uint64_t first, uint64_t count,
 	do_touch(h, WRITE, first, count, stride);
 }
 
+/* The huge pages in the mapping that has @mem, in bytes */
+static size_t transparent_huge(void *mem)
+{
+	unsigned long first, end, at = (unsigned long)mem;
+	bool here = false;
+	size_t kb = 0;
+	char line[256];
+	FILE *f;
+
+	f = fopen("/proc/self/smaps", "r");
+	TEST_ASSERT(f, "smaps: %s", strerror(errno));
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx ", &first, &end) == 2)
+			here = at >= first && at < end;
+		else if (here && sscanf(line, "AnonHugePages: %zu", &kb) == 1)
+			break;
+	}
+	fclose(f);
+
+	return kb * 1024;
+}
+
 /* Transparent huge pages; skip if there are none */
 static void *map_thp(size_t size)
 {
@@ -119,13 +140,15 @@ static void *map_thp(size_t size)
 		test_case_skip("no transparent huge pages");
 	for (i = 0; i < size; i += HUGE_SIZE)
 		mem[i] = 1;
+	if (transparent_huge(mem) < size)
+		test_case_skip("too few transparent huge pages");
 	return mem;
 }
 
 static void set_log(struct huge_vm *h, bool on)
 {
-	h->flags = on ? KVM_MEM_LOG_DIRTY_PAGES : 0;
-	ring_vm_set_slot(h->rv, RING_VM_GPA, h->mem, h->size, h->flags);
+	ring_vm_set_slot(h->rv, RING_VM_GPA, h->mem, h->size,
+			 on ? KVM_MEM_LOG_DIRTY_PAGES : 0);
 }
 
 static void huge_vm_create(struct huge_vm *h, uint32_t entries, void *mem,
@@ -419,8 +442,8 @@ static void check_nx(struct huge_vm *h)
 }
 
 /*
- * Switch logging on and off while the guest writes and executes; nothing that it
- * wrote since logging was on may be missing.
+ * Switch logging on and off, and the parameters, while the guest writes and executes;
+ * nothing that it wrote since logging was on may be missing.
  */
 #define TOGGLE_SECONDS	6
 
@@ -439,13 +462,13 @@ static void toggle(void)
 	huge_vm_create(&h, 0, map_thp(SIZE), SIZE);
 	for (i = 0; i < h.pages; i++)
 		h.mem[i * page] = X86_RET;
-	/* An odd stride has all pages written and executed, in two passes. */
-	set_touch(&h, WRITE_EXECUTE, 0, h.pages / 3, 3);
+	/* Each page is written and executed, in turns. */
+	set_touch(&h, WRITE_EXECUTE, 0, h.pages, 1);
 
+	ring_vm_runner_start(&runner, h.rv, 0);
 	for (round = 0; now_s() < stop; round++) {
 		set_param(NX_HUGE, nx_huge[round / 4 % 2]);
 		set_eager(round % 2);
-		ring_vm_runner_start(&runner, h.rv, 0);
 		usleep(round % 7 * 300);
 
 		set_log(&h, true);
@@ -462,11 +485,14 @@ static void toggle(void)
 				    "Round %lu: page %lu was written unnoticed",
 				    round, i);
 		}
+
+		ring_vm_runner_start(&runner, h.rv, 0);
+		usleep(round % 3 * 300);
 		set_log(&h, false);
 	}
+	ring_vm_runner_stop(&runner);
 	printf("# %lu times, %lu pages written after\n", round, writes);
 	TEST_ASSERT(writes, "The guest wrote nothing");
-	set_param(NX_HUGE, "off");
 	huge_vm_free(&h);
 	free(copy);
 }
@@ -482,7 +508,6 @@ static void nx(void)
 	huge_vm_create(&h, ring_vm_min_entries(), map_thp(SIZE), SIZE);
 	check_nx(&h);
 	huge_vm_free(&h);
-	set_param(NX_HUGE, "off");
 }
 
 #endif
@@ -502,7 +527,40 @@ static const struct test_case cases[] = {
 	{ "statistics: of what is split and recovered", statistics },
 };
 
+/* The parameters as they were, for all ends of the test and of its cases */
+static struct param {
+	const char *path;
+	char value[2];
+} params[] = {
+	{ EAGER }, { NX_HUGE },
+};
+
+static void restore_params(void)
+{
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(params); i++) {
+		if (params[i].value[0])
+			set_param(params[i].path, params[i].value);
+	}
+}
+
+static void save_params(void)
+{
+	int fd, i;
+
+	for (i = 0; i < ARRAY_SIZE(params); i++) {
+		fd = open(params[i].path, O_RDONLY);
+		if (fd < 0)
+			continue;
+		EXPECT(read(fd, params[i].value, 1), 1);
+		close(fd);
+	}
+	atexit(restore_params);
+}
+
 int main(int argc, char *argv[])
 {
+	save_params();
 	test_cases_main(argc, argv, cases, ARRAY_SIZE(cases));
 }
