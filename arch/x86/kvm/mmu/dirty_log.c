@@ -13,6 +13,26 @@
 #include "mmu_internal.h"
 #include "spte.h"
 
+/**
+ * kvm_mmu_tracked_slot - look up a memslot whose dirty pages are tracked
+ * @kvm:	the VM
+ * @sp:		a page table
+ * @gfn:	a page that it maps, or could
+ *
+ * Context: slots_lock or kvm->srcu held.
+ * Return: the memslot, of the page table's address space; NULL if there is none, or
+ * it is not tracked.
+ */
+struct kvm_memory_slot *kvm_mmu_tracked_slot(struct kvm *kvm,
+					     struct kvm_mmu_page *sp, gfn_t gfn)
+{
+	struct kvm_memory_slot *slot;
+
+	slot = __gfn_to_memslot(kvm_memslots_for_spte_role(kvm, sp->role), gfn);
+
+	return slot && kvm_slot_dirty_track_enabled(slot) ? slot : NULL;
+}
+
 /* Does the CPU log the pages that it writes to by this spte, and sets dirty? */
 static bool cpu_logs_spte(u64 spte)
 {
@@ -37,18 +57,17 @@ bool kvm_mmu_spte_logs_write(u64 old_spte, u64 spte)
 
 /**
  * kvm_mmu_log_first_write - have the first write to a page noticed
- * @vcpu:	the vCPU that maps the page, and does not write to it
+ * @kvm:	the VM
+ * @sptep:	what is to map the page, for a fault that is not a write to it
  * @gfn:	the page
  * @spte:	what it would be mapped by, writable and dirty
  *
- * Context: mmu_lock held.
+ * Context: mmu_lock, and slots_lock or kvm->srcu held.
  * Return: what to map the page by; @spte, if its memslot is not tracked.
  */
-u64 kvm_mmu_log_first_write(struct kvm_vcpu *vcpu, gfn_t gfn, u64 spte)
+u64 kvm_mmu_log_first_write(struct kvm *kvm, u64 *sptep, gfn_t gfn, u64 spte)
 {
-	struct kvm_memory_slot *slot = kvm_vcpu_gfn_to_memslot(vcpu, gfn);
-
-	if (!slot || !kvm_slot_dirty_track_enabled(slot))
+	if (!kvm_mmu_tracked_slot(kvm, sptep_to_sp(sptep), gfn))
 		return spte;
 
 	if (cpu_logs_spte(spte))
@@ -191,6 +210,7 @@ bool kvm_mmu_split_huge_page(struct kvm *kvm, struct kvm_memory_slot *slot,
  * or a fatal signal is pending.
  */
 struct kvm_mmu_page *kvm_mmu_alloc_split_page(struct kvm *kvm)
+	__must_hold(&kvm->mmu_lock)
 {
 	/*
 	 * It is not worth killing anyone, nor waiting: reclaim may want kvm_lock,

@@ -5,7 +5,8 @@
  * Show, with a dirty ring and with a bitmap, that
  *  - a write into a huge page is reported, and nothing that was not written; the
  *    guest does not fault for what it reads,
- *  - the guest does not fault for what it reads and writes once logging is off.
+ *  - the guest does not fault for what it reads and writes once logging is off,
+ *  - if all pages are dirty when logging starts, nothing else happens then.
  */
 
 #define _GNU_SOURCE /* for program_invocation_name */
@@ -362,6 +363,101 @@ static void gigantic_eager(void)
 	check_gigantic(true);
 }
 
+static void set_manual(struct huge_vm *h, uint64_t flags)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+		.args[0] = flags,
+	};
+
+	vm_enable_cap(h->rv->vm, &cap);
+}
+
+static void clear_log(struct huge_vm *h, uint64_t first, uint64_t count)
+{
+	memset(h->bitmap, 0xff, h->pages / 8);
+	kvm_vm_clear_dirty_log(h->rv->vm, RING_VM_SLOT, h->bitmap, first, count);
+}
+
+static void expect_split(struct huge_vm *h, long want)
+{
+#ifdef __x86_64__
+	if (two_dimensional())
+		EXPECT(ring_vm_stat(h->rv, "largepages_split"), want);
+#endif
+}
+
+/* All pages start dirty; then set the flags to @then, which must not matter. */
+static void check_initially_set(bool eager, uint64_t then)
+{
+	uint64_t per, first, word = 64;
+	struct huge_vm h;
+	long before;
+
+	set_eager(eager);
+	huge_vm_create(&h, 0, map_thp(SIZE), SIZE);
+	per = h.per_huge;
+	set_manual(&h, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE |
+		   KVM_DIRTY_LOG_INITIALLY_SET);
+	before = faults(&h);
+	set_log(&h, true);
+	expect_split(&h, 0);
+	guest_writes(&h, 0, h.pages, 1);
+	expect_no_faults(&h, before);
+	expect_dirty(&h, 0, h.pages, 1);
+	set_manual(&h, then);
+
+	/* What the others of a huge page do is not missed, nor its neighbours'. */
+	first = 2 * per + word;
+	clear_log(&h, first, word);
+	expect_split(&h, eager ? 1 : 0);
+	before = faults(&h);
+	guest_reads(&h, 0, h.pages, 1);
+	guest_writes(&h, 0, 2 * per, 1);
+	guest_writes(&h, 3 * per, h.pages - 3 * per, 1);
+	expect_no_faults(&h, before);
+	guest_writes(&h, first + 5, 1, 1);
+	expect_split(&h, 1);
+	kvm_vm_get_dirty_log(h.rv->vm, RING_VM_SLOT, h.bitmap);
+	EXPECT(h.bitmap[first / 64], 1UL << 5);
+	EXPECT(h.bitmap[first / 64 - 1], ~0UL);
+	EXPECT(h.bitmap[first / 64 + 1], ~0UL);
+
+	clear_log(&h, 0, h.pages);
+	expect_split(&h, eager ? NR_HUGE : 1);
+	before = faults(&h);
+	guest_reads(&h, 0, h.pages, 1);
+	expect_no_faults(&h, before);
+	expect_dirty(&h, 0, 0, 1);
+	guest_writes(&h, 3, h.pages / 8, 8);
+	expect_dirty(&h, 3, h.pages / 8, 8);
+
+	set_log(&h, false);
+	if (two_dimensional()) {
+		before = faults(&h);
+		guest_writes(&h, 0, h.pages, 1);
+		expect_no_faults(&h, before);
+	}
+	huge_vm_free(&h);
+}
+
+static void initially_set(void)
+{
+	check_initially_set(true, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE |
+			    KVM_DIRTY_LOG_INITIALLY_SET);
+}
+
+static void initially_set_fault(void)
+{
+	check_initially_set(false, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE |
+			    KVM_DIRTY_LOG_INITIALLY_SET);
+}
+
+static void initially_set_once(void)
+{
+	check_initially_set(false, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE);
+}
+
 /* Log start splits what is huge if it is to, log stop makes it huge again. */
 static void statistics(void)
 {
@@ -524,6 +620,12 @@ static const struct test_case cases[] = {
 	{ "toggle: no write after log start is missing", toggle },
 	{ "nx: but where the guest executes pages get huge again", nx },
 #endif
+	{ "initially-set: log start does nothing, clearing a page splits",
+	  initially_set },
+	{ "initially-set-fault: the same if a write splits",
+	  initially_set_fault },
+	{ "initially-set-once: and if that is switched off again",
+	  initially_set_once },
 	{ "statistics: of what is split and recovered", statistics },
 };
 
