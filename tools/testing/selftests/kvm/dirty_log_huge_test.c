@@ -20,14 +20,27 @@
 #include "processor.h"
 #include "dirty_ring_vm.h"
 #include "test_cases.h"
+#include "../kselftest.h"
 
 #define MODULES		"/sys/module/"
 #define EAGER		MODULES "kvm/parameters/eager_page_split"
 #define NX_HUGE		MODULES "kvm/parameters/nx_huge_pages"
 
-#define HUGE_SIZE	SZ_2M
+#ifndef KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE
+#define KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE	228
+#define KVM_CAP_ARM_SUPPORTED_BLOCK_SIZES	229
+#endif
+
+#define THP_SIZE	"/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
+
 #define NR_HUGE		8
-#define SIZE		(NR_HUGE * HUGE_SIZE)
+#define SIZE		(NR_HUGE * huge_size)
+
+/* Of a transparent huge page */
+static size_t huge_size = SZ_2M;
+
+/* Is log start to split what is huge? */
+static bool eager;
 
 struct huge_vm {
 	struct ring_vm *rv;
@@ -133,13 +146,13 @@ static void *map_thp(size_t size)
 	uint8_t *mem;
 	size_t i;
 
-	mem = mmap(NULL, size + HUGE_SIZE, PROT_READ | PROT_WRITE,
+	mem = mmap(NULL, size + huge_size, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	TEST_ASSERT(mem != MAP_FAILED, "mmap: %s", strerror(errno));
-	mem = (void *)(((uintptr_t)mem + HUGE_SIZE - 1) & ~(HUGE_SIZE - 1));
+	mem = (void *)(((uintptr_t)mem + huge_size - 1) & ~(huge_size - 1));
 	if (madvise(mem, size, MADV_HUGEPAGE))
 		test_case_skip("no transparent huge pages");
-	for (i = 0; i < size; i += HUGE_SIZE)
+	for (i = 0; i < size; i += huge_size)
 		mem[i] = 1;
 	if (transparent_huge(mem) < size)
 		test_case_skip("too few transparent huge pages");
@@ -152,6 +165,38 @@ static void set_log(struct huge_vm *h, bool on)
 			 on ? KVM_MEM_LOG_DIRTY_PAGES : 0);
 }
 
+static void set_param(const char *path, const char *value)
+{
+	int fd = open(path, O_WRONLY);
+
+	if (fd < 0)
+		test_case_skip("no %s", path);
+	EXPECT(write(fd, value, strlen(value)), strlen(value));
+	close(fd);
+}
+
+static void set_eager(bool on)
+{
+	eager = on;
+#ifdef __x86_64__
+	set_param(EAGER, on ? "Y" : "N");
+#endif
+}
+
+/* On arm64 it is set when a VM is made. */
+static void set_chunk_size(struct kvm_vm *vm)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE,
+		.args[0] = huge_size,
+	};
+
+#ifdef __aarch64__
+	if (eager)
+		vm_enable_cap(vm, &cap);
+#endif
+}
+
 static void huge_vm_create(struct huge_vm *h, uint32_t entries, void *mem,
 			   size_t size)
 {
@@ -162,8 +207,8 @@ static void huge_vm_create(struct huge_vm *h, uint32_t entries, void *mem,
 	h->mem = mem;
 	h->size = size;
 	h->pages = size / page;
-	h->per_huge = HUGE_SIZE / page;
-	rv = ring_vm_create(entries, 1, h->pages, 0, NULL);
+	h->per_huge = huge_size / page;
+	rv = ring_vm_create(entries, 1, h->pages, 0, set_chunk_size);
 	h->rv = rv;
 	h->bitmap = calloc(h->pages / 64, sizeof(long));
 	TEST_ASSERT(h->bitmap, "Insufficient Memory");
@@ -257,21 +302,6 @@ static bool two_dimensional(void)
 #endif
 }
 
-static void set_param(const char *path, const char *value)
-{
-	int fd = open(path, O_WRONLY);
-
-	if (fd < 0)
-		test_case_skip("no %s", path);
-	EXPECT(write(fd, value, strlen(value)), strlen(value));
-	close(fd);
-}
-
-static void set_eager(bool on)
-{
-	set_param(EAGER, on ? "Y" : "N");
-}
-
 /*
  * A write into each huge page, then reads, then writes to all pages; then the same
  * without faults, as nothing is logged any more
@@ -312,11 +342,11 @@ static void check_split(struct huge_vm *h)
 	}
 }
 
-static void check_thp(uint32_t entries, bool eager)
+static void check_thp(uint32_t entries, bool on)
 {
 	struct huge_vm h;
 
-	set_eager(eager);
+	set_eager(on);
 	huge_vm_create(&h, entries, map_thp(SIZE), SIZE);
 	check_split(&h);
 	huge_vm_free(&h);
@@ -342,11 +372,11 @@ static void thp_bitmap_eager(void)
 	check_thp(0, true);
 }
 
-static void check_gigantic(bool eager)
+static void check_gigantic(bool on)
 {
 	struct huge_vm h;
 
-	set_eager(eager);
+	set_eager(on);
 	huge_vm_create(&h, ring_vm_min_entries(), map_huge_pages(SZ_1G, 30),
 		       SZ_1G);
 	check_split(&h);
@@ -381,20 +411,18 @@ static void clear_log(struct huge_vm *h, uint64_t first, uint64_t count)
 
 static void expect_split(struct huge_vm *h, long want)
 {
-#ifdef __x86_64__
 	if (two_dimensional())
 		EXPECT(ring_vm_stat(h->rv, "largepages_split"), want);
-#endif
 }
 
 /* All pages start dirty; then set the flags to @then, which must not matter. */
-static void check_initially_set(bool eager, uint64_t then)
+static void check_initially_set(bool on, uint64_t then)
 {
 	uint64_t per, first, word = 64;
 	struct huge_vm h;
 	long before;
 
-	set_eager(eager);
+	set_eager(on);
 	huge_vm_create(&h, 0, map_thp(SIZE), SIZE);
 	per = h.per_huge;
 	set_manual(&h, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE |
@@ -459,37 +487,142 @@ static void initially_set_once(void)
 }
 
 /* Log start splits what is huge if it is to, log stop makes it huge again. */
-static void statistics(void)
+static void check_statistics(bool on)
 {
-	long split, recovered;
 	struct huge_vm h;
 	int i;
 
-	if (!two_dimensional())
-		test_case_skip("shadow pages map what the guest's tables do");
+	set_eager(on);
 	huge_vm_create(&h, ring_vm_min_entries(), map_thp(SIZE), SIZE);
-	for (i = 0; i < 4; i++) {
-		split = ring_vm_stat(h.rv, "largepages_split");
-		recovered = ring_vm_stat(h.rv, "largepages_recovered");
-		set_eager(i % 2);
+	for (i = 0; i < 2; i++) {
 		set_log(&h, true);
-		EXPECT(ring_vm_stat(h.rv, "largepages_split"),
-		       split + (i % 2 ? NR_HUGE : 0));
+		expect_split(&h, on ? NR_HUGE * (i + 1) : i);
 		guest_writes(&h, 1, 1, 1);
 		expect_dirty(&h, 1, 1, 1);
-		EXPECT(ring_vm_stat(h.rv, "largepages_split"),
-		       split + (i % 2 ? NR_HUGE : 1));
+		expect_split(&h, on ? NR_HUGE * (i + 1) : i + 1);
 		set_log(&h, false);
 		EXPECT(ring_vm_stat(h.rv, "largepages_recovered"),
-		       recovered + (i % 2 ? NR_HUGE : 1));
+		       (on ? NR_HUGE : 1) * (i + 1));
 	}
 	EXPECT(ring_vm_stat(h.rv, "largepages_split_failed"), 0);
 	huge_vm_free(&h);
 }
 
-#ifdef __x86_64__
+static void statistics(void)
+{
+	if (!two_dimensional())
+		test_case_skip("shadow pages map what the guest's tables do");
+	check_statistics(false);
+	check_statistics(true);
+}
 
+/*
+ * Switch logging on and off, and the parameters, while the guest writes and executes;
+ * nothing that it wrote since logging was on may be missing.
+ */
+#define TOGGLE_SECONDS	6
 #define X86_RET		0xc3
+
+static void check_toggle(bool on)
+{
+	uint64_t stop = now_s() + TOGGLE_SECONDS / 2;
+	struct ring_vm_runner runner;
+	size_t page = getpagesize();
+	uint64_t i, round, writes = 0;
+	int how = WRITE;
+	struct huge_vm h;
+	uint8_t *copy;
+
+	copy = malloc(SIZE);
+	TEST_ASSERT(copy, "Insufficient Memory");
+	set_eager(on);
+	huge_vm_create(&h, 0, map_thp(SIZE), SIZE);
+#ifdef __x86_64__
+	/* Each page is written and executed, in turns. */
+	for (i = 0; i < h.pages; i++)
+		h.mem[i * page] = X86_RET;
+	how = WRITE_EXECUTE;
+#endif
+	set_touch(&h, how, 0, h.pages, 1);
+
+	ring_vm_runner_start(&runner, h.rv, 0);
+	for (round = 0; now_s() < stop; round++) {
+#ifdef __x86_64__
+		set_param(NX_HUGE, round / 4 % 2 ? "force" : "off");
+		set_eager(round % 2);
+#endif
+		usleep(round % 7 * 300);
+
+		set_log(&h, true);
+		memcpy(copy, h.mem, SIZE);
+		usleep(round % 5 * 300);
+		ring_vm_runner_stop(&runner);
+
+		kvm_vm_get_dirty_log(h.rv->vm, RING_VM_SLOT, h.bitmap);
+		for (i = 0; i < h.pages; i++) {
+			if (!memcmp(copy + i * page, h.mem + i * page, page))
+				continue;
+			writes++;
+			TEST_ASSERT(h.bitmap[i / 64] >> i % 64 & 1,
+				    "Round %lu: page %lu was written unnoticed",
+				    round, i);
+		}
+
+		ring_vm_runner_start(&runner, h.rv, 0);
+		usleep(round % 3 * 300);
+		set_log(&h, false);
+	}
+	ring_vm_runner_stop(&runner);
+	printf("# %lu times, %lu pages written after\n", round, writes);
+	TEST_ASSERT(writes, "The guest wrote nothing");
+	huge_vm_free(&h);
+	free(copy);
+}
+
+static void toggle(void)
+{
+	check_toggle(false);
+	check_toggle(true);
+}
+
+#ifdef __aarch64__
+/* Whether log start splits is set before there is a memslot, and by a block's size. */
+static void chunk_size(void)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE,
+	};
+	struct kvm_vm *vm = vm_create(VM_MODE_DEFAULT, 0, O_RDWR);
+	uint64_t sizes = kvm_check_cap(KVM_CAP_ARM_SUPPORTED_BLOCK_SIZES), bit;
+	int fd = vm_get_fd(vm);
+
+	TEST_ASSERT(sizes & huge_size && sizes & getpagesize(),
+		    "block sizes: 0x%lx", sizes);
+	EXPECT(ioctl(fd, KVM_CHECK_EXTENSION, cap.cap), 0);
+	for (bit = 1; bit; bit <<= 1) {
+		cap.args[0] = bit;
+		if (!(sizes & bit)) {
+			EXPECT_ERROR(ioctl(fd, KVM_ENABLE_CAP, &cap), EINVAL);
+			continue;
+		}
+		EXPECT(ioctl(fd, KVM_ENABLE_CAP, &cap), 0);
+		EXPECT(ioctl(fd, KVM_CHECK_EXTENSION, cap.cap), bit);
+	}
+	cap.args[0] = sizes;
+	EXPECT_ERROR(ioctl(fd, KVM_ENABLE_CAP, &cap), EINVAL);
+	cap.args[0] = 0;
+	EXPECT(ioctl(fd, KVM_ENABLE_CAP, &cap), 0);
+
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, 0, 0, 64, 0);
+	EXPECT_ERROR(ioctl(fd, KVM_ENABLE_CAP, &cap), EINVAL);
+	cap.args[0] = huge_size;
+	EXPECT_ERROR(ioctl(fd, KVM_ENABLE_CAP, &cap), EINVAL);
+	EXPECT(ioctl(fd, KVM_CHECK_EXTENSION, cap.cap), 0);
+	kvm_vm_free(vm);
+}
+#endif
+
+#ifdef __x86_64__
 
 /* Where the guest executes, pages stay small; elsewhere they get huge again. */
 static void check_nx(struct huge_vm *h)
@@ -537,62 +670,6 @@ static void check_nx(struct huge_vm *h)
 	expect_no_faults(h, before);
 }
 
-/*
- * Switch logging on and off, and the parameters, while the guest writes and executes;
- * nothing that it wrote since logging was on may be missing.
- */
-#define TOGGLE_SECONDS	6
-
-static void toggle(void)
-{
-	static const char *const nx_huge[] = { "off", "force" };
-	uint64_t stop = now_s() + TOGGLE_SECONDS;
-	struct ring_vm_runner runner;
-	size_t page = getpagesize();
-	uint64_t i, round, writes = 0;
-	struct huge_vm h;
-	uint8_t *copy;
-
-	copy = malloc(SIZE);
-	TEST_ASSERT(copy, "Insufficient Memory");
-	huge_vm_create(&h, 0, map_thp(SIZE), SIZE);
-	for (i = 0; i < h.pages; i++)
-		h.mem[i * page] = X86_RET;
-	/* Each page is written and executed, in turns. */
-	set_touch(&h, WRITE_EXECUTE, 0, h.pages, 1);
-
-	ring_vm_runner_start(&runner, h.rv, 0);
-	for (round = 0; now_s() < stop; round++) {
-		set_param(NX_HUGE, nx_huge[round / 4 % 2]);
-		set_eager(round % 2);
-		usleep(round % 7 * 300);
-
-		set_log(&h, true);
-		memcpy(copy, h.mem, SIZE);
-		usleep(round % 5 * 300);
-		ring_vm_runner_stop(&runner);
-
-		kvm_vm_get_dirty_log(h.rv->vm, RING_VM_SLOT, h.bitmap);
-		for (i = 0; i < h.pages; i++) {
-			if (!memcmp(copy + i * page, h.mem + i * page, page))
-				continue;
-			writes++;
-			TEST_ASSERT(h.bitmap[i / 64] >> i % 64 & 1,
-				    "Round %lu: page %lu was written unnoticed",
-				    round, i);
-		}
-
-		ring_vm_runner_start(&runner, h.rv, 0);
-		usleep(round % 3 * 300);
-		set_log(&h, false);
-	}
-	ring_vm_runner_stop(&runner);
-	printf("# %lu times, %lu pages written after\n", round, writes);
-	TEST_ASSERT(writes, "The guest wrote nothing");
-	huge_vm_free(&h);
-	free(copy);
-}
-
 static void nx(void)
 {
 	struct huge_vm h;
@@ -616,8 +693,8 @@ static const struct test_case cases[] = {
 	{ "thp-bitmap-eager: and with a bitmap", thp_bitmap_eager },
 	{ "gigantic: the same with a page of 1 GiB", gigantic },
 	{ "gigantic-eager: and if log start splits", gigantic_eager },
-#ifdef __x86_64__
 	{ "toggle: no write after log start is missing", toggle },
+#ifdef __x86_64__
 	{ "nx: but where the guest executes pages get huge again", nx },
 #endif
 	{ "initially-set: log start does nothing, clearing a page splits",
@@ -627,6 +704,9 @@ static const struct test_case cases[] = {
 	{ "initially-set-once: and if that is switched off again",
 	  initially_set_once },
 	{ "statistics: of what is split and recovered", statistics },
+#ifdef __aarch64__
+	{ "chunk-size: a block's, set before there are memslots", chunk_size },
+#endif
 };
 
 /* The parameters as they were, for all ends of the test and of its cases */
@@ -663,6 +743,17 @@ static void save_params(void)
 
 int main(int argc, char *argv[])
 {
+	FILE *f = fopen(THP_SIZE, "r");
+
+	if (f) {
+		if (fscanf(f, "%zu", &huge_size) != 1)
+			perror(THP_SIZE);
+		fclose(f);
+	}
+	if (huge_size > SZ_32M) {
+		print_skip("A huge page has %zu bytes", huge_size);
+		exit(KSFT_SKIP);
+	}
 	save_params();
 	test_cases_main(argc, argv, cases, ARRAY_SIZE(cases));
 }
