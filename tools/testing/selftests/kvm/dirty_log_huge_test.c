@@ -278,30 +278,6 @@ static void expect_no_faults(struct huge_vm *h, long before)
 #endif
 }
 
-/* Does the CPU translate the guest's physical addresses? */
-static bool two_dimensional(void)
-{
-#ifdef __x86_64__
-	static const char *const names[] = {
-		MODULES "kvm_amd/parameters/npt",
-		MODULES "kvm_intel/parameters/ept",
-	};
-	char value = 'N';
-	int fd, i;
-
-	for (i = 0; i < ARRAY_SIZE(names); i++) {
-		fd = open(names[i], O_RDONLY);
-		if (fd < 0)
-			continue;
-		EXPECT(read(fd, &value, 1), 1);
-		close(fd);
-	}
-	return value != 'N' && value != '0';
-#else
-	return true;
-#endif
-}
-
 /*
  * A write into each huge page, then reads, then writes to all pages; then the same
  * without faults, as nothing is logged any more
@@ -333,7 +309,7 @@ static void check_split(struct huge_vm *h)
 		expect_dirty(h, 5, all / 8, 8);
 
 		set_log(h, false);
-		if (!two_dimensional())
+		if (!two_dimensional_paging())
 			continue;
 		before = faults(h);
 		guest_reads(h, 0, all, 1);
@@ -411,7 +387,7 @@ static void clear_log(struct huge_vm *h, uint64_t first, uint64_t count)
 
 static void expect_split(struct huge_vm *h, long want)
 {
-	if (two_dimensional())
+	if (two_dimensional_paging())
 		EXPECT(ring_vm_stat(h->rv, "largepages_split"), want);
 }
 
@@ -461,7 +437,7 @@ static void check_initially_set(bool on, uint64_t then)
 	expect_dirty(&h, 3, h.pages / 8, 8);
 
 	set_log(&h, false);
-	if (two_dimensional()) {
+	if (two_dimensional_paging()) {
 		before = faults(&h);
 		guest_writes(&h, 0, h.pages, 1);
 		expect_no_faults(&h, before);
@@ -510,7 +486,7 @@ static void check_statistics(bool on)
 
 static void statistics(void)
 {
-	if (!two_dimensional())
+	if (!two_dimensional_paging())
 		test_case_skip("shadow pages map what the guest's tables do");
 	check_statistics(false);
 	check_statistics(true);
@@ -674,7 +650,7 @@ static void nx(void)
 {
 	struct huge_vm h;
 
-	if (!two_dimensional())
+	if (!two_dimensional_paging())
 		test_case_skip("shadow pages map what the guest's tables do");
 	set_param(NX_HUGE, "force");
 	set_eager(false);

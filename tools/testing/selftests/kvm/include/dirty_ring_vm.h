@@ -117,6 +117,8 @@ static inline uint64_t now_s(void)
 /* The smallest ring that KVM accepts, in entries. */
 uint32_t ring_vm_min_entries(void);
 
+bool two_dimensional_paging(void);
+
 struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 			       uint64_t pages, uint32_t flags,
 			       void (*before_ring)(struct kvm_vm *vm));

@@ -180,6 +180,28 @@ struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 	return rv;
 }
 
+/*
+ * Does KVM use two-dimensional paging, without regard to the guest's page
+ * tables?
+ */
+bool two_dimensional_paging(void)
+{
+#ifdef __x86_64__
+	/* A built-in kvm_intel has the parameter even if it is not in use. */
+	const char *file = is_intel_cpu() ?
+			   "/sys/module/kvm_intel/parameters/ept" :
+			   "/sys/module/kvm_amd/parameters/npt";
+	FILE *f = fopen(file, "r");
+	char c = '?';
+
+	TEST_ASSERT(f && fread(&c, 1, 1, f) == 1, "Cannot read %s", file);
+	fclose(f);
+	return c == 'Y' || c == '1';
+#else
+	return true;
+#endif
+}
+
 /* One vCPU with the smallest ring, and a memslot whose pages are logged */
 struct ring_vm *ring_vm_create_small(uint64_t pages)
 {

@@ -600,23 +600,6 @@ static void log_start(void)
 		    "%d starts of logging, %ld flushes", STARTS, count);
 }
 
-/*
- * Does KVM use two-dimensional paging, without regard to the guest's page
- * tables?
- */
-static bool two_dimensional_paging(void)
-{
-	const char *file = is_intel_cpu() ?
-			   "/sys/module/kvm_intel/parameters/ept" :
-			   "/sys/module/kvm_amd/parameters/npt";
-	FILE *f = fopen(file, "r");
-	char c = '?';
-
-	TEST_ASSERT(f && fread(&c, 1, 1, f) == 1, "Cannot read %s", file);
-	fclose(f);
-	return c == 'Y' || c == '1';
-}
-
 #define HUGE_PAGES	3
 #define STOP_SIZE	(32 * HUGE)
 #define STOPS		500
