@@ -55,6 +55,20 @@ int kvm_set_split_chunk_size(struct kvm *kvm, u64 size)
 	return r;
 }
 
+/* Get a page for a page table. No block is worth killing or waiting for. */
+static int alloc_table(struct kvm_mmu_memory_cache *cache)
+{
+	void *table = (void *)get_zeroed_page((GFP_KERNEL_ACCOUNT &
+					       ~__GFP_DIRECT_RECLAIM) |
+					      __GFP_NOWARN);
+
+	if (!table)
+		return -ENOMEM;
+	cache->objects[cache->nobjs++] = table;
+
+	return 0;
+}
+
 /**
  * kvm_mmu_split_blocks - split blocks before they are written
  * @kvm:	the VM
@@ -68,7 +82,7 @@ int kvm_set_split_chunk_size(struct kvm *kvm, u64 size)
 void kvm_mmu_split_blocks(struct kvm *kvm, gfn_t start, gfn_t end)
 	__must_hold(&kvm->mmu_lock)
 {
-	struct kvm_mmu_memory_cache cache = { .gfp_zero = __GFP_ZERO };
+	struct kvm_mmu_memory_cache cache = {};
 	u64 addr = start << PAGE_SHIFT;
 	struct kvm_pgtable *pgt;
 	int r;
@@ -89,7 +103,7 @@ void kvm_mmu_split_blocks(struct kvm *kvm, gfn_t start, gfn_t end)
 		cond_resched();
 		if (r == -EAGAIN)
 			r = fatal_signal_pending(current) ? -EINTR :
-			    kvm_mmu_topup_memory_cache(&cache, 1);
+			    alloc_table(&cache);
 		spin_lock(&kvm->mmu_lock);
 
 		if (r < 0) {

@@ -17,6 +17,10 @@
  * logging on and off has KVM wait for grace periods, perhaps on an idle CPU: what
  * counts is the CPU time of the thread, in ns.
  *
+ * With -g, all of the slot's memory is huge pages, and it is the guest's side that is
+ * measured: what its passes over all of this memory take once logging was switched
+ * on, and off again.
+ *
  * With -l, a thread of real-time priority looks at the clock all the time: for how
  * long does KVM keep the processor to itself? With one processor and a kernel that
  * is not preemptible, no lock that spins is held for longer than that.
@@ -27,6 +31,7 @@
 
 #define _GNU_SOURCE /* for program_invocation_name, pthread_barrier_t */
 
+#include <fcntl.h>
 #include <linux/bits.h>
 #include <pthread.h>
 #include <sched.h>
@@ -55,6 +60,8 @@
 #define MAX_ROUNDS	100
 
 #define HUGE_SIZE	(2UL << 20)
+#define GUEST_SIZE	(128UL << 20)
+#define EAGER		"/sys/module/kvm/parameters/eager_page_split"
 
 #ifndef KVM_DIRTY_RING_EXT_VCPU_RESET
 #define KVM_DIRTY_RING_EXT_VCPU_RESET	BIT(0)
@@ -88,6 +95,9 @@ static struct options {
 	uint32_t threads;
 	uint64_t seed;
 	bool latency;
+	/* The guest's side; whether log start is to split huge pages */
+	bool guest;
+	bool eager;
 } opt = {
 	.slot_size = 1UL << 30,
 	.random = true,
@@ -117,6 +127,20 @@ static struct figures {
 	uint64_t log_off;
 } fig;
 
+/*
+ * Ticks of the guest's passes: reads of all pages before, writes to a page of each
+ * huge page, reads and then writes of all pages, and reads once logging is off; and
+ * how many pages were reported that it only read
+ */
+static struct {
+	uint64_t idle;
+	uint64_t first;
+	uint64_t read;
+	uint64_t write;
+	uint64_t after;
+	uint32_t not_written;
+} guest;
+
 /* Real time with several threads, in ns: of the log only, and with copies */
 static uint64_t elapsed[2][MAX_ROUNDS];
 
@@ -126,6 +150,7 @@ static struct {
 	uint32_t end;
 } task[MAX_VCPUS];
 static uint32_t list[MAX_PAGES];
+static bool read_only;
 
 static struct kvm_vm *vm;
 static uint8_t *mem;
@@ -286,11 +311,14 @@ static void map_slot(void)
 
 static void guest_code(uint64_t vcpu, uint64_t page_size)
 {
-	uint32_t i;
+	uint32_t i, end;
 
 	while (true) {
-		for (i = READ_ONCE(task[vcpu].first);
-		     i < READ_ONCE(task[vcpu].end); i++)
+		i = READ_ONCE(task[vcpu].first);
+		end = READ_ONCE(read_only) ? READ_ONCE(task[vcpu].end) : 0;
+		for (; i < end; i++)
+			READ_ONCE(*(uint64_t *)(SLOT_GVA + list[i] * page_size));
+		for (; i < READ_ONCE(task[vcpu].end); i++)
 			WRITE_ONCE(*(uint64_t *)(SLOT_GVA + list[i] * page_size),
 				   i);
 
@@ -389,7 +417,8 @@ static void create_vm(void)
 {
 	struct kvm_enable_cap manual = {
 		.cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-		.args[0] = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+		.args[0] = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE |
+			   (opt.guest ? KVM_DIRTY_LOG_INITIALLY_SET : 0),
 	};
 	uint64_t pages = DEFAULT_GUEST_PHY_PAGES + map_slot_pages() +
 			 sizeof(list) / getpagesize() +
@@ -596,6 +625,83 @@ static void measure(void)
 	WRITE_ONCE(phase, PHASE_NONE);
 }
 
+/* --- The guest's side ---------------------------------------------------------- */
+
+/* Have log start split huge pages, or not, where that can be chosen. */
+static void set_eager(void)
+{
+	int fd = open(EAGER, O_WRONLY);
+
+	if (fd < 0)
+		return;
+	TEST_ASSERT(write(fd, opt.eager ? "Y" : "N", 1) == 1, "%s: %s", EAGER,
+		    strerror(errno));
+	close(fd);
+}
+
+/* Have the vCPU read or write list[first] to list[end - 1]. Return: the ticks. */
+static uint64_t pass(bool reads, uint32_t first, uint32_t end)
+{
+	struct round r;
+
+	read_only = reads;
+	sync_global_to_guest(vm, read_only);
+	task[0].first = first;
+	task[0].end = end;
+	sync_global_to_guest(vm, task);
+	write_pages(&r);
+	TEST_ASSERT(!r.full_exits, "The ring got full");
+	return r.write;
+}
+
+/*
+ * Pages are in the list as choose_pages() found them, all of the slot's in order, and
+ * before them one of each huge page.
+ */
+static void measure_guest(void)
+{
+	uint32_t nr_huge = opt.slot_size / HUGE_SIZE, all = opt.pages, i;
+	uint32_t *guest_list = addr_gva2hva(vm, (vm_vaddr_t)list);
+	struct round r;
+
+	for (i = 0; i < nr_huge; i++)
+		guest_list[i] = i * (HUGE_SIZE / getpagesize()) + 3;
+	for (i = 0; i < all; i++)
+		guest_list[nr_huge + i] = i;
+
+	fig.populate = pass(false, nr_huge, nr_huge + all);
+	guest.idle = pass(true, nr_huge, nr_huge + all);
+
+	set_eager();
+	if (opt.latency)
+		start_probe();
+	WRITE_ONCE(phase, PHASE_LOG_ON);
+	fig.log_on = set_slot(KVM_MEM_LOG_DIRTY_PAGES);
+	WRITE_ONCE(phase, PHASE_NONE);
+	/* With all bits set, there is nothing to protect or split before this. */
+	nr_collected = 0;
+	memset(&r, 0, sizeof(r));
+	if (opt.way == WAY_CLEAR)
+		collect_and_protect(&r);
+	fig.first.protect = r.protect;
+
+	guest.first = pass(false, 0, nr_huge);
+	guest.read = pass(true, nr_huge, nr_huge + all);
+	nr_collected = 0;
+	collect_and_protect(&r);
+	TEST_ASSERT(nr_collected >= nr_huge, "Of %u pages written %u were found",
+		    nr_huge, nr_collected);
+	guest.not_written = nr_collected - nr_huge;
+	guest.write = pass(false, nr_huge, nr_huge + all);
+	collect_and_protect(&r);
+	check_collected(0);
+
+	WRITE_ONCE(phase, PHASE_LOG_OFF);
+	fig.log_off = set_slot(0);
+	WRITE_ONCE(phase, PHASE_NONE);
+	guest.after = pass(true, nr_huge, nr_huge + all);
+}
+
 /* --- Several threads --------------------------------------------------------- */
 
 static pthread_barrier_t barrier;
@@ -707,6 +813,8 @@ static const char * const csv_fields[] = {
 	"vcpus", "threads", "populate", "idle", "first_write", "write",
 	"collect", "protect", "log_on", "log_off", "full_exits", "elapsed_ns",
 	"elapsed_copy_ns", "stall_log_on", "stall_protect", "stall_log_off",
+	"guest", "guest_idle", "guest_first", "guest_read", "guest_write",
+	"guest_after", "not_written",
 };
 
 static char kernel[65];
@@ -768,7 +876,7 @@ static void print_figures(bool csv)
 	if (csv) {
 		print_case_csv();
 		if (opt.threads)
-			printf(",,,,,,,,,%lu,%lu,,,\n", median(elapsed[0][_i]),
+			printf(",,,,,,,,,%lu,%lu,,,", median(elapsed[0][_i]),
 			       median(elapsed[1][_i]));
 		else
 			printf("%.1f,%.1f,%.1f,%.1f,%.1f,%.1f,%lu,%lu,%u,,,",
@@ -777,10 +885,11 @@ static void print_figures(bool csv)
 			       protect, fig.log_on, fig.log_off,
 			       fig.round[0].full_exits);
 		if (opt.latency)
-			printf("%lu,%lu,%lu\n", stall[PHASE_LOG_ON],
+			printf("%lu,%lu,%lu", stall[PHASE_LOG_ON],
 			       stall[PHASE_PROTECT], stall[PHASE_LOG_OFF]);
 		else if (!opt.threads)
-			printf(",,\n");
+			printf(",,");
+		printf(",,,,,,,\n");
 	} else if (opt.threads) {
 		printf("%-5s  %u threads, %s reset: %.0f ns a page, with copies %.0f\n",
 		       way_name[opt.way], opt.threads,
@@ -800,6 +909,41 @@ static void print_figures(bool csv)
 	}
 }
 
+static void print_guest_figures(bool csv)
+{
+	uint32_t nr_huge = opt.slot_size / HUGE_SIZE;
+	double first = (double)guest.first / nr_huge;
+	double protect = per_page(fig.first.protect);
+
+	if (csv) {
+		print_case_csv();
+		printf("%.1f,,,,,%.1f,%lu,%lu,,,,", per_page(fig.populate), protect,
+		       fig.log_on, fig.log_off);
+		if (opt.latency)
+			printf("%lu,%lu,%lu,", stall[PHASE_LOG_ON],
+			       stall[PHASE_PROTECT], stall[PHASE_LOG_OFF]);
+		else
+			printf(",,,");
+		printf("%s,%.1f,%.1f,%.1f,%.1f,%.1f,%u\n",
+		       opt.eager ? "eager" : "fault", per_page(guest.idle),
+		       first, per_page(guest.read), per_page(guest.write),
+		       per_page(guest.after), guest.not_written);
+		return;
+	}
+
+	printf("%-5s  logging on %lu, off %lu; first clear, a page %.1f\n"
+	       "       guest: a first write %.1f, then a page: read %.1f, write %.1f\n"
+	       "       guest: read a page before %.1f, once logging is off %.1f\n"
+	       "       %u pages reported that were only read\n",
+	       way_name[opt.way], fig.log_on, fig.log_off, protect, first,
+	       per_page(guest.read), per_page(guest.write), per_page(guest.idle),
+	       per_page(guest.after), guest.not_written);
+	if (opt.latency)
+		printf("       stalls of %lu us, %lu us, %lu us: on, protect, off\n",
+		       stall[PHASE_LOG_ON] / 1000, stall[PHASE_PROTECT] / 1000,
+		       stall[PHASE_LOG_OFF] / 1000);
+}
+
 /* Why a way cannot be measured here, or NULL */
 static const char *not_supported(void)
 {
@@ -809,6 +953,8 @@ static const char *not_supported(void)
 	    !(kvm_check_cap(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) &
 	      KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE))
 		return "KVM has no KVM_CLEAR_DIRTY_LOG";
+	if (opt.guest && opt.eager && access(EAGER, F_OK))
+		return "log start does not split huge pages";
 	return NULL;
 }
 
@@ -821,7 +967,7 @@ static void run_way(bool csv)
 
 	if (why && csv) {
 		print_case_csv();
-		printf(",,,,,,,,,,,,,\n");
+		printf(",,,,,,,,,,,,,,,,,,,,\n");
 	} else if (why) {
 		printf("%-5s  %s\n", way_name[opt.way], why);
 	}
@@ -833,6 +979,11 @@ static void run_way(bool csv)
 	TEST_ASSERT(pid >= 0, "fork failed");
 	if (!pid) {
 		create_vm();
+		if (opt.guest) {
+			measure_guest();
+			print_guest_figures(csv);
+			exit(0);
+		}
 		if (opt.threads)
 			measure_threads();
 		else
@@ -848,6 +999,7 @@ static void help(const char *name)
 {
 	printf("usage: %s [-h] [-c] [-l] [-M way]... [-b size] [-s backing] [-p pattern]\n"
 	       "       [-n pages] [-r entries] [-v vcpus] [-i rounds] [-S seed] [-t threads]\n"
+	       "       %s [-h] [-c] [-l] [-M way]... [-b size] -g eager|fault\n"
 	       " -c: print CSV; with it twice, only its header\n"
 	       " -M: ring, get (KVM_GET_DIRTY_LOG), clear (KVM_CLEAR_DIRTY_LOG), or best:\n"
 	       "     ring, or else get; default: all there are\n"
@@ -861,8 +1013,10 @@ static void help(const char *name)
 	       " -S: seed of the random pages (default %lu)\n"
 	       " -l: also say for how long KVM keeps the processor to itself; this costs time\n"
 	       " -t: have threads harvest and reset all vCPUs' rings, without and with a copy\n"
-	       "     of each page, and take real time\n",
-	       name, MAX_PAGES, opt.pages, opt.entries, MAX_VCPUS, MAX_ROUNDS,
+	       "     of each page, and take real time\n"
+	       " -g: measure the guest's passes over huge pages (default 128M), which log start\n"
+	       "     splits, or the first write to each; with clear, all bits are set initially\n",
+	       name, name, MAX_PAGES, opt.pages, opt.entries, MAX_VCPUS, MAX_ROUNDS,
 	       opt.rounds, opt.seed);
 }
 
@@ -891,11 +1045,11 @@ static void refuse(const char *what)
 
 int main(int argc, char **argv)
 {
-	bool ways[NR_WAYS] = {}, any = false;
+	bool ways[NR_WAYS] = {}, any = false, sized = false;
 	struct utsname uts;
 	int o, csv = 0;
 
-	while ((o = getopt(argc, argv, "hclM:b:s:p:n:r:v:i:S:t:")) != -1) {
+	while ((o = getopt(argc, argv, "hclM:b:s:p:n:r:v:i:S:t:g:")) != -1) {
 		switch (o) {
 		case 'c':
 			csv++;
@@ -919,6 +1073,7 @@ int main(int argc, char **argv)
 			break;
 		case 'b':
 			opt.slot_size = parse_size(optarg);
+			sized = true;
 			break;
 		case 's':
 			opt.huge = !strcmp(optarg, "2M");
@@ -950,6 +1105,12 @@ int main(int argc, char **argv)
 		case 't':
 			opt.threads = in_range(optarg, o, 1, MAX_VCPUS);
 			break;
+		case 'g':
+			opt.guest = true;
+			opt.eager = !strcmp(optarg, "eager");
+			if (!opt.eager && strcmp(optarg, "fault"))
+				refuse("-g: eager or fault");
+			break;
 		default:
 			help(argv[0]);
 			exit(o == 'h' ? 0 : KSFT_FAIL);
@@ -958,6 +1119,17 @@ int main(int argc, char **argv)
 	if (optind < argc)
 		refuse("Unknown argument");
 
+	if (opt.guest) {
+		if (opt.huge || opt.threads || opt.vcpus > 1)
+			refuse("-g: not with -s, -t or -v");
+		if (!sized)
+			opt.slot_size = GUEST_SIZE;
+		opt.huge = true;
+		opt.random = false;
+		opt.stride = 1;
+		opt.pages = opt.slot_size / getpagesize();
+	}
+
 	slot_pages = opt.slot_size / getpagesize();
 	if (opt.slot_size % HUGE_SIZE || !opt.slot_size ||
 	    opt.slot_size > SLOT_MAX)
@@ -965,6 +1137,8 @@ int main(int argc, char **argv)
 	if (opt.random ? opt.pages > slot_pages / 2 :
 			 (uint64_t)opt.pages * opt.stride > slot_pages)
 		refuse("-n: too many pages for the slot");
+	if (opt.guest && opt.pages + opt.slot_size / HUGE_SIZE > MAX_PAGES)
+		refuse("-b: too much for -g");
 	if (opt.pages < opt.vcpus)
 		refuse("-n: a page for each vCPU at least");
 	if (opt.threads && opt.latency)
@@ -989,7 +1163,7 @@ int main(int argc, char **argv)
 		       kernel, opt.pages, pattern_name(),
 		       size_name(opt.slot_size), opt.huge ? "2M" : "4K",
 		       opt.vcpus);
-		if (!opt.threads)
+		if (!opt.threads && !opt.guest)
 			printf("%-5s  %11s %9s %9s %9s  %13s %13s  %s\n", "way",
 			       "first write", "write", "collect", "protect",
 			       "logging: on", "off", "ring-full");
