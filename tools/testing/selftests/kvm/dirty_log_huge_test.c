@@ -47,6 +47,7 @@ struct huge_vm {
 	uint8_t *mem;
 	size_t size;
 	unsigned long *bitmap;
+	uint64_t gpa;
 	uint64_t pages;
 	uint64_t per_huge;
 	/* How often the ring was full since what was reported was looked at */
@@ -161,7 +162,7 @@ static void *map_thp(size_t size)
 
 static void set_log(struct huge_vm *h, bool on)
 {
-	ring_vm_set_slot(h->rv, RING_VM_GPA, h->mem, h->size,
+	ring_vm_set_slot(h->rv, h->gpa, h->rv->mem, h->size,
 			 on ? KVM_MEM_LOG_DIRTY_PAGES : 0);
 }
 
@@ -205,6 +206,7 @@ static void huge_vm_create(struct huge_vm *h, uint32_t entries, void *mem,
 
 	memset(h, 0, sizeof(*h));
 	h->mem = mem;
+	h->gpa = RING_VM_GPA;
 	h->size = size;
 	h->pages = size / page;
 	h->per_huge = huge_size / page;
@@ -493,6 +495,102 @@ static void statistics(void)
 }
 
 /*
+ * The memslot has @skip pages less at either end, and is mapped @shift pages from
+ * where huge pages could map it: @huge of them can
+ */
+static void check_slot(uint64_t skip, uint64_t shift, bool on, int huge)
+{
+	size_t page = getpagesize();
+	uint64_t all;
+	struct huge_vm h;
+	int round;
+
+	set_eager(on);
+	huge_vm_create(&h, 0, map_thp(SIZE), SIZE);
+	ring_vm_set_slot(h.rv, RING_VM_GPA, h.mem, 0, 0);
+	h.rv->mem = h.mem + skip * page;
+	h.gpa = RING_VM_GPA + (skip + shift) * page;
+	h.size -= (2 * skip + shift) * page;
+	all = h.size / page;
+	set_log(&h, false);
+	guest_writes(&h, skip + shift, all, 1);
+
+	for (round = 1; round < 3; round++) {
+		set_log(&h, true);
+		expect_dirty(&h, 0, 0, 1);
+		guest_reads(&h, skip + shift, all, 1);
+		expect_dirty(&h, 0, 0, 1);
+		/* The first and the last page */
+		guest_writes(&h, skip + shift, 2, all - 1);
+		expect_dirty(&h, 0, 2, all - 1);
+		set_log(&h, false);
+		if (two_dimensional_paging() && on)
+			EXPECT(ring_vm_stat(h.rv, "largepages_recovered"),
+			       huge * round);
+	}
+	huge_vm_free(&h);
+}
+
+static void slot_ends(void)
+{
+	check_slot(5, 0, false, 0);
+	check_slot(5, 0, true, NR_HUGE - 2);
+}
+
+static void slot_shifted(void)
+{
+	check_slot(0, 1, true, 0);
+	check_slot(3, huge_size / getpagesize() / 2, true, 0);
+}
+
+#ifdef __x86_64__
+/* The fewest that KVM_SET_NR_MMU_PAGES takes */
+#define KVM_MIN_MMU_PAGES	64
+
+/* The TDP MMU's page tables are not counted. */
+static bool tdp_mmu(void)
+{
+	char value = 'N';
+	int fd = open(MODULES "kvm/parameters/tdp_mmu", O_RDONLY);
+
+	if (fd >= 0) {
+		EXPECT(read(fd, &value, 1), 1);
+		close(fd);
+	}
+	return value == 'Y';
+}
+
+/* There is no room for page tables: no others are thrown away for them. */
+static void quota(void)
+{
+	size_t size = KVM_MIN_MMU_PAGES * huge_size;
+	struct huge_vm h;
+	long before;
+
+	if (!two_dimensional_paging())
+		test_case_skip("shadow pages need room for the guest's tables");
+	set_eager(true);
+	huge_vm_create(&h, 0, map_thp(size), size);
+	EXPECT(ioctl(vm_get_fd(h.rv->vm), KVM_SET_NR_MMU_PAGES,
+		     KVM_MIN_MMU_PAGES), 0);
+	guest_writes(&h, 0, h.pages, 1);
+	set_log(&h, true);
+	if (!tdp_mmu())
+		TEST_ASSERT(ring_vm_stat(h.rv, "largepages_split_failed"),
+			    "All of %d huge pages were split", KVM_MIN_MMU_PAGES);
+	before = faults(&h);
+	guest_reads(&h, 0, h.pages, 1);
+	expect_no_faults(&h, before);
+	guest_writes(&h, 3, KVM_MIN_MMU_PAGES, h.per_huge);
+	expect_dirty(&h, 3, KVM_MIN_MMU_PAGES, h.per_huge);
+	guest_writes(&h, 0, h.pages, 1);
+	expect_dirty(&h, 0, h.pages, 1);
+	set_log(&h, false);
+	huge_vm_free(&h);
+}
+#endif
+
+/*
  * Switch logging on and off, and the parameters, while the guest writes and executes;
  * nothing that it wrote since logging was on may be missing.
  */
@@ -679,6 +777,11 @@ static const struct test_case cases[] = {
 	  initially_set_fault },
 	{ "initially-set-once: and if that is switched off again",
 	  initially_set_once },
+	{ "slot-ends: in a huge page, which stays small", slot_ends },
+	{ "slot-shifted: so that it has no huge pages", slot_shifted },
+#ifdef __x86_64__
+	{ "quota: no room for page tables, nothing is lost", quota },
+#endif
 	{ "statistics: of what is split and recovered", statistics },
 #ifdef __aarch64__
 	{ "chunk-size: a block's, set before there are memslots", chunk_size },
