@@ -548,7 +548,7 @@ static void slot_shifted(void)
 #define KVM_MIN_MMU_PAGES	64
 
 /* The TDP MMU's page tables are not counted. */
-static bool tdp_mmu(void)
+static bool uses_tdp_mmu(void)
 {
 	char value = 'N';
 	int fd = open(MODULES "kvm/parameters/tdp_mmu", O_RDONLY);
@@ -575,7 +575,7 @@ static void quota(void)
 		     KVM_MIN_MMU_PAGES), 0);
 	guest_writes(&h, 0, h.pages, 1);
 	set_log(&h, true);
-	if (!tdp_mmu())
+	if (!uses_tdp_mmu())
 		TEST_ASSERT(ring_vm_stat(h.rv, "largepages_split_failed"),
 			    "All of %d huge pages were split", KVM_MIN_MMU_PAGES);
 	before = faults(&h);

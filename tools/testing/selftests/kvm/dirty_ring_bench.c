@@ -61,7 +61,6 @@
 
 #define HUGE_SIZE	(2UL << 20)
 #define GUEST_SIZE	(128UL << 20)
-#define EAGER		"/sys/module/kvm/parameters/eager_page_split"
 
 #ifndef KVM_DIRTY_RING_EXT_VCPU_RESET
 #define KVM_DIRTY_RING_EXT_VCPU_RESET	BIT(0)
@@ -235,6 +234,25 @@ static uint64_t now(void)
 #define PTE_TABLE	0x63UL		/* present, writable, accessed, dirty */
 #define PTE_BLOCK	(PTE_TABLE | 0x80UL)
 
+#define EAGER	"/sys/module/kvm/parameters/eager_page_split"
+
+static bool can_split_eagerly(void)
+{
+	return !access(EAGER, F_OK);
+}
+
+/* Have log start split huge pages, or not, where that can be chosen. */
+static void set_eager(void)
+{
+	int fd = open(EAGER, O_WRONLY);
+
+	if (fd < 0)
+		return;
+	TEST_ASSERT(write(fd, opt.eager ? "Y" : "N", 1) == 1, "%s: %s", EAGER,
+		    strerror(errno));
+	close(fd);
+}
+
 static uint64_t root_table(void)
 {
 	struct kvm_sregs sregs;
@@ -256,6 +274,28 @@ static uint64_t now(void)
 
 #define PTE_TABLE	0x3UL
 #define PTE_BLOCK	0x411UL		/* valid, normal memory, accessed */
+
+#ifndef KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE
+#define KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE	228
+#define KVM_CAP_ARM_SUPPORTED_BLOCK_SIZES	229
+#endif
+
+static bool can_split_eagerly(void)
+{
+	return kvm_check_cap(KVM_CAP_ARM_SUPPORTED_BLOCK_SIZES) & HUGE_SIZE;
+}
+
+/* Have log start split huge pages; before there is a memslot. */
+static void set_eager(void)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE,
+		.args[0] = HUGE_SIZE,
+	};
+
+	if (opt.eager)
+		vm_enable_cap(vm, &cap);
+}
 
 static uint64_t root_table(void)
 {
@@ -425,9 +465,12 @@ static void create_vm(void)
 			 opt.vcpus * DEFAULT_STACK_PGS * 2;
 	uint32_t i, n;
 
-	vm = vm_create(VM_MODE_DEFAULT,
-		       vm_adjust_num_guest_pages(VM_MODE_DEFAULT, pages),
-		       O_RDWR);
+	vm = vm_create(VM_MODE_DEFAULT, 0, O_RDWR);
+	if (opt.guest)
+		set_eager();
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, 0, 0,
+				    vm_adjust_num_guest_pages(VM_MODE_DEFAULT,
+							      pages), 0);
 	kvm_vm_elf_load(vm, program_invocation_name, 0, 0);
 #ifdef __x86_64__
 	vm_create_irqchip(vm);
@@ -627,18 +670,6 @@ static void measure(void)
 
 /* --- The guest's side ---------------------------------------------------------- */
 
-/* Have log start split huge pages, or not, where that can be chosen. */
-static void set_eager(void)
-{
-	int fd = open(EAGER, O_WRONLY);
-
-	if (fd < 0)
-		return;
-	TEST_ASSERT(write(fd, opt.eager ? "Y" : "N", 1) == 1, "%s: %s", EAGER,
-		    strerror(errno));
-	close(fd);
-}
-
 /* Have the vCPU read or write list[first] to list[end - 1]. Return: the ticks. */
 static uint64_t pass(bool reads, uint32_t first, uint32_t end)
 {
@@ -672,7 +703,6 @@ static void measure_guest(void)
 	fig.populate = pass(false, nr_huge, nr_huge + all);
 	guest.idle = pass(true, nr_huge, nr_huge + all);
 
-	set_eager();
 	if (opt.latency)
 		start_probe();
 	WRITE_ONCE(phase, PHASE_LOG_ON);
@@ -953,7 +983,7 @@ static const char *not_supported(void)
 	    !(kvm_check_cap(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) &
 	      KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE))
 		return "KVM has no KVM_CLEAR_DIRTY_LOG";
-	if (opt.guest && opt.eager && access(EAGER, F_OK))
+	if (opt.guest && opt.eager && !can_split_eagerly())
 		return "log start does not split huge pages";
 	return NULL;
 }
