@@ -55,20 +55,6 @@ int kvm_set_split_chunk_size(struct kvm *kvm, u64 size)
 	return r;
 }
 
-/* Get a page for a page table. No block is worth killing or waiting for. */
-static int alloc_table(struct kvm_mmu_memory_cache *cache)
-{
-	void *table = (void *)get_zeroed_page((GFP_KERNEL_ACCOUNT &
-					       ~__GFP_DIRECT_RECLAIM) |
-					      __GFP_NOWARN);
-
-	if (!table)
-		return -ENOMEM;
-	cache->objects[cache->nobjs++] = table;
-
-	return 0;
-}
-
 /**
  * kvm_mmu_split_blocks - split blocks before they are written
  * @kvm:	the VM
@@ -82,9 +68,12 @@ static int alloc_table(struct kvm_mmu_memory_cache *cache)
 void kvm_mmu_split_blocks(struct kvm *kvm, gfn_t start, gfn_t end)
 	__must_hold(&kvm->mmu_lock)
 {
-	struct kvm_mmu_memory_cache cache = {};
+	/* No block is worth killing anyone, or waiting. */
+	const gfp_t gfp = (GFP_KERNEL_ACCOUNT & ~__GFP_DIRECT_RECLAIM) |
+			  __GFP_NOWARN;
 	u64 addr = start << PAGE_SHIFT;
 	struct kvm_pgtable *pgt;
+	void *spare = NULL;
 	int r;
 
 	while (addr < end << PAGE_SHIFT) {
@@ -93,26 +82,23 @@ void kvm_mmu_split_blocks(struct kvm *kvm, gfn_t start, gfn_t end)
 		if (!pgt)
 			break;
 
-		r = kvm_pgtable_stage2_split(pgt, &addr, &cache);
-		if (r > 0)
-			++kvm->stat.lpage_splits;
-		else if (!r && !need_resched() && !spin_needbreak(&kvm->mmu_lock))
+		r = kvm_pgtable_stage2_split(pgt, &addr, &spare);
+		if (!r && !need_resched() && !spin_needbreak(&kvm->mmu_lock))
 			continue;
 
 		spin_unlock(&kvm->mmu_lock);
 		cond_resched();
-		if (r == -EAGAIN)
-			r = fatal_signal_pending(current) ? -EINTR :
-			    alloc_table(&cache);
+		if (r == -EAGAIN && !fatal_signal_pending(current))
+			spare = (void *)get_zeroed_page(gfp);
 		spin_lock(&kvm->mmu_lock);
 
-		if (r < 0) {
+		if (r == -EAGAIN && !spare) {
 			++kvm->stat.lpage_splits_failed;
 			break;
 		}
 	}
 
-	kvm_mmu_free_memory_cache(&cache);
+	free_page((unsigned long)spare);
 }
 
 /* Does the host have a huge page there, all of it in the memslot? */

@@ -305,8 +305,8 @@ u64 kvm_mmu_huge_spte(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
  * kvm_mmu_recover_huge_page - map by a huge page what a page table maps
  * @kvm:	the VM
  * @slot:	the memslot, no longer tracked
- * @sptep:	leads to the page table
- * @sp:		the page table, direct
+ * @sptep:	leads to the page table, and nothing else does
+ * @sp:		the page table, direct and full
  *
  * The pages stay mapped, and may all be written at once.
  *
@@ -321,11 +321,6 @@ bool kvm_mmu_recover_huge_page(struct kvm *kvm, struct kvm_memory_slot *slot,
 	int i, level = sp->role.level;
 	struct kvm_rmap_head *rmap_head;
 	u64 spte;
-
-	/* All of it is mapped, and only one spte leads there. */
-	if (sp->rmapped != PT64_ENT_PER_PAGE ||
-	    sp->parent_ptes.val != (unsigned long)sptep)
-		return false;
 
 	spte = kvm_mmu_huge_spte(kvm, slot, sp->gfn, level + 1, sp->spt);
 	if (!spte)
