@@ -325,6 +325,57 @@ static void read_bitmap(void)
 	expect_reads_clean(0);
 }
 
+#define SHARED_PAGES	64
+
+static void read_write_code(uint64_t step)
+{
+	uint64_t i;
+
+	while (true) {
+		for (i = 0; i < SHARED_PAGES; i++)
+			READ_ONCE(*(uint64_t *)(RING_VM_GVA + i * step));
+		GUEST_SYNC(0);
+		for (i = 0; i < SHARED_PAGES; i++)
+			WRITE_ONCE(*(uint64_t *)(RING_VM_GVA + i * step), i);
+		GUEST_SYNC(1);
+	}
+}
+
+/*
+ * vCPU 1 may have pages read-only in its CPU's TLB, from reading them, when vCPU 0 has
+ * written to them, and writes to them, too: they are in the ring of vCPU 0 only.
+ */
+static void shared_pages(void)
+{
+	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 2, SLOT_PAGES,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	cpu_set_t cpus, cpu[2];
+	int round;
+
+	need_two_cpus(&cpus);
+	take_first_cpu(&cpus, &cpu[0]);
+	take_first_cpu(&cpus, &cpu[1]);
+	ring_vm_set_code(rv, 1, read_write_code, getpagesize());
+
+	for (round = 0; round < 10; round++) {
+		EXPECT(sched_setaffinity(0, sizeof(cpu[1]), &cpu[1]), 0);
+		EXPECT(ring_vm_run(rv, 1), RING_VM_DONE);
+		ring_vm_collect_all(rv);
+
+		EXPECT(sched_setaffinity(0, sizeof(cpu[0]), &cpu[0]), 0);
+		ring_vm_write(rv, 0, 0, SHARED_PAGES);
+
+		EXPECT(sched_setaffinity(0, sizeof(cpu[1]), &cpu[1]), 0);
+		EXPECT(ring_vm_run(rv, 1), RING_VM_DONE);
+		EXPECT(ring_vm_harvest(rv, 1, DIRTY_RING_HARVEST_ALL), 0);
+		EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL),
+		       SHARED_PAGES);
+		EXPECT(vm_reset_dirty_rings(rv->vm), SHARED_PAGES);
+	}
+
+	ring_vm_free(rv);
+}
+
 static void many_slots(void)
 {
 	uint32_t ids[] = { 2, 31, 100, kvm_check_cap(KVM_CAP_NR_MEMSLOTS) - 1 };
@@ -905,6 +956,7 @@ static const struct test_case cases[] = {
 	{ "dirty-and-reset: counts as harvested", dirty_and_reset_set },
 	{ "several-vcpus: a ring each, a reset returns the sum",
 	  several_vcpus },
+	{ "shared-pages: in the ring of the first to write", shared_pages },
 	{ "wrap-around", wrap_around },
 	{ "soft-limit: exact", soft_limit },
 	{ "only-one-full: the other vCPU runs", only_one_is_full },
