@@ -685,10 +685,7 @@ static uint64_t pass(bool reads, uint32_t first, uint32_t end)
 	return r.write;
 }
 
-/*
- * Pages are in the list as choose_pages() found them, all of the slot's in order, and
- * before them one of each huge page.
- */
+/* The guest's list: a page of each huge page, then all pages of the slot, in order. */
 static void measure_guest(void)
 {
 	uint32_t nr_huge = opt.slot_size / HUGE_SIZE, all = opt.pages, i;
@@ -1075,11 +1072,12 @@ static void refuse(const char *what)
 
 int main(int argc, char **argv)
 {
-	bool ways[NR_WAYS] = {}, any = false, sized = false;
+	bool ways[NR_WAYS] = {}, any = false, sized = false, other = false;
 	struct utsname uts;
 	int o, csv = 0;
 
 	while ((o = getopt(argc, argv, "hclM:b:s:p:n:r:v:i:S:t:g:")) != -1) {
+		other |= !!strchr("spnrviSt", o);
 		switch (o) {
 		case 'c':
 			csv++;
@@ -1150,8 +1148,8 @@ int main(int argc, char **argv)
 		refuse("Unknown argument");
 
 	if (opt.guest) {
-		if (opt.huge || opt.threads || opt.vcpus > 1)
-			refuse("-g: not with -s, -t or -v");
+		if (other)
+			refuse("-g: with no others than -c, -l, -M and -b");
 		if (!sized)
 			opt.slot_size = GUEST_SIZE;
 		opt.huge = true;
