@@ -32,10 +32,13 @@
  * Kernel command line (the kernel passes it on as environment):
  *   seed=N     what to write (default 1)
  *   rate=N     pages a second, over all writers (default 1000)
+ *   hot=N      per cent of the pages that are written at random (default 100)
+ *   read=1     one reader per CPU reads a word of each of its writer's pages,
+ *              round and round, in what time the writer leaves
  *   spare=MiB  memory to leave alone (default 8)
  *
  * On the console, each on a line: "ready: ..." once all pages are filled,
- * "at N" ten times a second, the number of writes so far, and "bad: ..." for
+ * "at N M" ten times a second, the writes and reads so far, and "bad: ..." for
  * the first pages found wrong. A "c" read there asks for the check, answered by
  * "check: pages=N bad=N writes=N" with what was found wrong since the last one,
  * and mended. An "h" holds the writers between two writes, answered by "held",
@@ -88,12 +91,15 @@ struct writer {
 	uint64_t seed;
 	uint64_t rate;
 	uint64_t pages;
+	uint64_t hot;
 	uint64_t (*data)[WORDS];
 	struct table_page *table;
 	struct count_page *count;	/* two of them */
 	uint32_t *again;		/* the check's own table */
 	uint64_t bad;
+	volatile uint64_t reads;
 	pthread_t thread;
+	pthread_t reader;
 };
 
 static struct writer writers[MAX_WRITERS];
@@ -160,7 +166,7 @@ static uint64_t target(const struct writer *w, uint64_t n)
 {
 	if (n < w->pages)
 		return n;
-	return (unsigned __int128)mix(w->seed + n * STEP) * w->pages >> 64;
+	return (unsigned __int128)mix(w->seed + n * STEP) * w->hot >> 64;
 }
 
 static uint32_t *last(const struct writer *w, uint64_t page)
@@ -258,6 +264,31 @@ static void *run(void *arg)
 	return NULL;
 }
 
+static void *read_all(void *arg)
+{
+	const struct sched_param none = { 0 };
+	struct writer *w = arg;
+	uint64_t page;
+
+	sched_setscheduler(0, SCHED_IDLE, &none);
+	for (;;)
+		for (page = 0; page < w->pages; page++) {
+			*(volatile uint64_t *)w->data[page];
+			w->reads++;
+		}
+	return NULL;
+}
+
+static uint64_t all_reads(void)
+{
+	uint64_t sum = 0;
+	int i;
+
+	for (i = 0; i < nr_writers; i++)
+		sum += writers[i].reads;
+	return sum;
+}
+
 static uint64_t all_writes(void)
 {
 	uint64_t sum = 0, a, b;
@@ -322,6 +353,7 @@ static void set_up(struct writer *w, uint64_t pages)
 	w->seed = mix(number("seed", 1) + w->id * STEP);
 	w->rate = number("rate", 1000) / nr_writers;
 	w->pages = pages;
+	w->hot = pages * number("hot", 100) / 100;
 	w->data = memory(pages * PAGE);
 	w->table = memory(tables * PAGE);
 	w->again = memory(pages * sizeof(*w->again));
@@ -387,7 +419,9 @@ int main(void)
 	     (unsigned long long)pages * nr_writers, nr_writers);
 
 	for (i = 0; i < nr_writers; i++)
-		if (pthread_create(&writers[i].thread, NULL, run, &writers[i])) {
+		if (pthread_create(&writers[i].thread, NULL, run, &writers[i]) ||
+		    (number("read", 0) &&
+		     pthread_create(&writers[i].reader, NULL, read_all, &writers[i]))) {
 			tell("fail: no thread\n");
 			exit(1);
 		}
@@ -400,6 +434,7 @@ int main(void)
 			else if (c == 'h')
 				hold();
 		}
-		tell("at %llu\n", (unsigned long long)all_writes());
+		tell("at %llu %llu\n", (unsigned long long)all_writes(),
+		     (unsigned long long)all_reads());
 	}
 }

@@ -31,6 +31,11 @@
 #define KVM_CAP_ARM_SUPPORTED_BLOCK_SIZES	229
 #endif
 
+/* Where allocations can be made to fail */
+#define FAIL_NTH	"/proc/thread-self/fail-nth"
+#define FAIL_SLAB	"/sys/kernel/debug/failslab/"
+#define FAIL_PAGE	"/sys/kernel/debug/fail_page_alloc/"
+
 #define THP_SIZE	"/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
 
 #define NR_HUGE		8
@@ -371,6 +376,33 @@ static void gigantic_eager(void)
 	check_gigantic(true);
 }
 
+/* One page of 2 MiB of the 512 is split, and recovered with the rest. */
+static void gigantic_in_part(void)
+{
+	struct huge_vm h;
+	long before;
+	int round;
+
+	set_eager(false);
+	huge_vm_create(&h, 0, map_huge_pages(SZ_1G, 30), SZ_1G);
+	for (round = 1; round < 3; round++) {
+		set_log(&h, true);
+		guest_writes(&h, h.per_huge + 3, 1, 1);
+		expect_dirty(&h, h.per_huge + 3, 1, 1);
+		if (two_dimensional_paging())
+			EXPECT(ring_vm_stat(h.rv, "largepages_split"),
+			       2 * round);
+		set_log(&h, false);
+		if (!two_dimensional_paging())
+			continue;
+		EXPECT(ring_vm_stat(h.rv, "largepages_recovered"), 2 * round);
+		before = faults(&h);
+		guest_writes(&h, 0, h.pages, 1);
+		expect_no_faults(&h, before);
+	}
+	huge_vm_free(&h);
+}
+
 static void set_manual(struct huge_vm *h, uint64_t flags)
 {
 	struct kvm_enable_cap cap = {
@@ -588,7 +620,135 @@ static void quota(void)
 	set_log(&h, false);
 	huge_vm_free(&h);
 }
+
+/* A page of 1 GiB that was split, but most of its pages of 2 MiB were not */
+static void gigantic_quota(void)
+{
+	struct huge_vm h;
+	long before;
+
+	if (!two_dimensional_paging())
+		test_case_skip("shadow pages need room for the guest's tables");
+	if (uses_tdp_mmu())
+		test_case_skip("the TDP MMU's page tables are not counted");
+	set_eager(true);
+	huge_vm_create(&h, 0, map_huge_pages(SZ_1G, 30), SZ_1G);
+	EXPECT(ioctl(vm_get_fd(h.rv->vm), KVM_SET_NR_MMU_PAGES,
+		     KVM_MIN_MMU_PAGES), 0);
+	guest_writes(&h, 0, h.pages, 1);
+	set_log(&h, true);
+	TEST_ASSERT(ring_vm_stat(h.rv, "largepages_split") > 1 &&
+		    ring_vm_stat(h.rv, "largepages_split_failed"),
+		    "All was split, or nothing");
+	guest_writes(&h, 3, 4, h.per_huge);
+	expect_dirty(&h, 3, 4, h.per_huge);
+
+	set_log(&h, false);
+	EXPECT(ring_vm_stat(h.rv, "largepages_recovered"),
+	       ring_vm_stat(h.rv, "largepages_split"));
+	before = faults(&h);
+	guest_writes(&h, 0, h.pages, 1);
+	expect_no_faults(&h, before);
+	huge_vm_free(&h);
+}
 #endif
+
+/* Have the @n-th allocation from now on fail, 0: none. Return how many are left. */
+static unsigned int fail_nth(unsigned int n)
+{
+	int fd = open(FAIL_NTH, O_RDWR);
+	unsigned int left;
+	char text[16] = "";
+
+	TEST_ASSERT(fd >= 0, FAIL_NTH ": %s", strerror(errno));
+	TEST_ASSERT(read(fd, text, sizeof(text) - 1) > 0, "Cannot read " FAIL_NTH);
+	left = atoi(text);
+	snprintf(text, sizeof(text), "%u", n);
+	EXPECT(pwrite(fd, text, strlen(text), 0), strlen(text));
+	close(fd);
+	return left;
+}
+
+/* Set whether the slot is logged, and have the @n-th allocation fail; did one? */
+static bool set_log_failing(struct huge_vm *h, bool on, unsigned int n)
+{
+	struct kvm_userspace_memory_region region = {
+		.slot = RING_VM_SLOT,
+		.flags = on ? KVM_MEM_LOG_DIRTY_PAGES : 0,
+		.guest_phys_addr = h->gpa,
+		.memory_size = h->size,
+		.userspace_addr = (uintptr_t)h->rv->mem,
+	};
+	bool failed;
+	int ret;
+
+	fail_nth(n);
+	ret = ioctl(vm_get_fd(h->rv->vm), KVM_SET_USER_MEMORY_REGION, &region);
+	failed = !fail_nth(0);
+	if (ret) {
+		EXPECT(errno, ENOMEM);
+		TEST_ASSERT(failed, "ENOMEM, but no allocation failed");
+		set_log(h, on);
+	}
+	return failed;
+}
+
+/* Each allocation of log start, of log stop and of a split by a write fails once. */
+static void allocations_fail(void)
+{
+	unsigned int n, left;
+	bool start, stop;
+	struct huge_vm h;
+	long before;
+	int ret;
+
+	set_param(FAIL_SLAB "ignore-gfp-wait", "N");
+	set_param(FAIL_SLAB "verbose", "0");
+	set_param(FAIL_PAGE "ignore-gfp-wait", "N");
+	set_param(FAIL_PAGE "min-order", "0");
+	set_param(FAIL_PAGE "verbose", "0");
+	set_eager(true);
+	huge_vm_create(&h, 0, map_thp(SIZE), SIZE);
+	n = 0;
+	do {
+		start = set_log_failing(&h, true, ++n);
+		before = faults(&h);
+		guest_reads(&h, 0, h.pages, 1);
+		expect_no_faults(&h, before);
+		guest_writes(&h, 3, NR_HUGE, h.per_huge);
+		expect_dirty(&h, 3, NR_HUGE, h.per_huge);
+
+		stop = set_log_failing(&h, false, n);
+		before = faults(&h);
+		guest_writes(&h, 0, h.pages, 1);
+		if (two_dimensional_paging() && !stop)
+			expect_no_faults(&h, before);
+	} while (start || stop);
+	printf("# %u allocations failed\n", n - 1);
+	if (two_dimensional_paging())
+		TEST_ASSERT(ring_vm_stat(h.rv, "largepages_split_failed") >= NR_HUGE,
+			    "Few splits failed");
+
+	set_eager(false);
+	n = 0;
+	do {
+		set_log(&h, true);
+		set_touch(&h, WRITE, 3, NR_HUGE, h.per_huge);
+		fail_nth(++n);
+		ret = _vcpu_ioctl(h.rv->vm, 0, KVM_RUN, NULL);
+		left = fail_nth(0);
+		if (ret) {
+			EXPECT(errno, ENOMEM);
+			TEST_ASSERT(!left, "ENOMEM, but no allocation failed");
+			EXPECT(ring_vm_run(h.rv, 0), RING_VM_DONE);
+		}
+		expect_dirty(&h, 3, NR_HUGE, h.per_huge);
+		set_log(&h, false);
+		guest_writes(&h, 0, h.pages, 1);
+	} while (!left);
+	printf("# %u allocations of the vCPU failed\n", n - 1);
+	huge_vm_free(&h);
+}
 
 /*
  * Switch logging on and off, and the parameters, while the guest writes and executes;
@@ -597,13 +757,38 @@ static void quota(void)
 #define TOGGLE_SECONDS	6
 #define X86_RET		0xc3
 
-static void check_toggle(bool on)
+static struct {
+	struct huge_vm *h;
+	void *mem;
+	bool quit;
+} other_slot;
+
+/* Add and delete another memslot: all page tables go with it. */
+static void *other_slot_fn(void *unused)
+{
+	struct huge_vm *h = other_slot.h;
+	size_t page = getpagesize();
+
+	while (!READ_ONCE(other_slot.quit)) {
+		vm_set_slot(h->rv->vm, RING_VM_SLOT + 1, h->gpa + 2 * h->size,
+			    other_slot.mem, page, 0);
+		usleep(100);
+		vm_set_slot(h->rv->vm, RING_VM_SLOT + 1, h->gpa + 2 * h->size,
+			    other_slot.mem, 0, 0);
+		usleep(200);
+	}
+	return NULL;
+}
+
+/* Memslots @go: another one, all the time, and the one that is tracked */
+static void check_toggle(bool on, bool go)
 {
 	uint64_t stop = now_s() + TOGGLE_SECONDS / 2;
 	struct ring_vm_runner runner;
 	size_t page = getpagesize();
 	uint64_t i, round, writes = 0;
 	int how = WRITE;
+	pthread_t other;
 	struct huge_vm h;
 	uint8_t *copy;
 
@@ -612,12 +797,21 @@ static void check_toggle(bool on)
 	set_eager(on);
 	huge_vm_create(&h, 0, map_thp(SIZE), SIZE);
 #ifdef __x86_64__
-	/* Each page is written and executed, in turns. */
+	/* Each page is written and executed, in turns; only where there is one. */
 	for (i = 0; i < h.pages; i++)
 		h.mem[i * page] = X86_RET;
-	how = WRITE_EXECUTE;
+	if (!go)
+		how = WRITE_EXECUTE;
 #endif
 	set_touch(&h, how, 0, h.pages, 1);
+
+	other_slot.h = &h;
+	other_slot.quit = false;
+	other_slot.mem = mmap(NULL, page, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	TEST_ASSERT(other_slot.mem != MAP_FAILED, "mmap: %s", strerror(errno));
+	TEST_ASSERT(!go || !pthread_create(&other, NULL, other_slot_fn, NULL),
+		    "pthread_create failed");
 
 	ring_vm_runner_start(&runner, h.rv, 0);
 	for (round = 0; now_s() < stop; round++) {
@@ -644,19 +838,32 @@ static void check_toggle(bool on)
 
 		ring_vm_runner_start(&runner, h.rv, 0);
 		usleep(round % 3 * 300);
-		set_log(&h, false);
+		if (go && round % 4 == 3)
+			ring_vm_set_slot(h.rv, h.gpa, h.mem, 0, 0);
+		else
+			set_log(&h, false);
 	}
 	ring_vm_runner_stop(&runner);
+	WRITE_ONCE(other_slot.quit, true);
+	if (go)
+		pthread_join(other, NULL);
 	printf("# %lu times, %lu pages written after\n", round, writes);
 	TEST_ASSERT(writes, "The guest wrote nothing");
+	set_log(&h, false);
 	huge_vm_free(&h);
 	free(copy);
 }
 
 static void toggle(void)
 {
-	check_toggle(false);
-	check_toggle(true);
+	check_toggle(false, false);
+	check_toggle(true, false);
+}
+
+static void slots_go(void)
+{
+	check_toggle(false, true);
+	check_toggle(true, true);
 }
 
 #ifdef __aarch64__
@@ -767,7 +974,14 @@ static const struct test_case cases[] = {
 	{ "thp-bitmap-eager: and with a bitmap", thp_bitmap_eager },
 	{ "gigantic: the same with a page of 1 GiB", gigantic },
 	{ "gigantic-eager: and if log start splits", gigantic_eager },
+	{ "gigantic-in-part: one of its pages is split, and recovered",
+	  gigantic_in_part },
+#ifdef __x86_64__
+	{ "gigantic-quota: most of its pages are not, as there is no room",
+	  gigantic_quota },
+#endif
 	{ "toggle: no write after log start is missing", toggle },
+	{ "slots-go: the same while memslots are deleted", slots_go },
 #ifdef __x86_64__
 	{ "nx: but where the guest executes pages get huge again", nx },
 #endif
@@ -782,6 +996,7 @@ static const struct test_case cases[] = {
 #ifdef __x86_64__
 	{ "quota: no room for page tables, nothing is lost", quota },
 #endif
+	{ "allocations-fail: one at a time, nothing is lost", allocations_fail },
 	{ "statistics: of what is split and recovered", statistics },
 #ifdef __aarch64__
 	{ "chunk-size: a block's, set before there are memslots", chunk_size },
