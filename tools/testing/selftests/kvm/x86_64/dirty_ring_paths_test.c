@@ -486,11 +486,21 @@ static void device_to_memory(void)
 /* The guest's guest, L2. Its page tables are the guest's, L1's. */
 
 static uint64_t l2_gva;
+static uint64_t l2_reads_gva, l2_reads;
+
+static void l2_access(void)
+{
+	uint64_t i;
+
+	for (i = 0; i < l2_reads; i++)
+		READ_ONCE(*(uint64_t *)(l2_reads_gva + i * 4096));
+	increment(l2_gva);
+}
 
 static void l2_svm_code(void)
 {
 	while (true) {
-		increment(l2_gva);
+		l2_access();
 		asm volatile("vmmcall" : : : "memory");
 	}
 }
@@ -515,7 +525,7 @@ static void l1_svm(struct svm_test_data *svm, uint64_t nested_cr3)
 static void l2_vmx_code(void)
 {
 	while (true) {
-		increment(l2_gva);
+		l2_access();
 		vmcall();
 	}
 }
@@ -571,7 +581,8 @@ static void nested_plain(void)
 
 /*
  * L2's nested page tables, GiB by GiB: 0 at 0, and where L2 writes at the
- * memslot's.
+ * memslot's. They are marked as accessed and dirty, lest KVM has others for a GiB that
+ * is not.
  */
 static uint64_t nested_cr3(void)
 {
@@ -583,7 +594,7 @@ static uint64_t nested_cr3(void)
 	*(uint64_t *)addr_gpa2hva(vm, pml4) = pdpt | 7;
 	for (i = 0; i < 4; i++)
 		((uint64_t *)addr_gpa2hva(vm, pdpt))[i] =
-			(i == L2_GPA >> 30 ? GPA : i << 30) | 0x87;
+			(i == L2_GPA >> 30 ? GPA : i << 30) | 0xe7;
 	return pml4;
 }
 
@@ -696,6 +707,74 @@ static void huge_pages(size_t size, unsigned int shift)
 	munmap(mem, size);
 }
 
+/*
+ * A guest's guest reads all pages, and writes some. Its page tables map the GiB by one
+ * entry, so those of KVM that have the huge pages are direct.
+ */
+static void huge_nested(void)
+{
+	const uint64_t at = 64UL << 20, size = 4UL << 20;
+	uint64_t written[] = { 5, 600 }, *next = written;
+	struct kvm_cpuid_entry2 *svm_cpuid;
+	long split, recovered;
+	vm_vaddr_t gva;
+	uint32_t i, round;
+	void *mem;
+
+	if (!nested_svm_supported())
+		test_case_skip("no nested SVM");
+	svm_cpuid = kvm_get_supported_cpuid_index(0x8000000a, 0);
+	if (!svm_cpuid || !(svm_cpuid->edx & 1))
+		test_case_skip("no nested paging for guests");
+
+	mem = map_huge_pages(size, 21);
+	create(l1_svm);
+	virt_map(vm, L2_GVA + at, L2_GPA + at, size / getpagesize(), 0);
+	vcpu_alloc_svm(vm, &gva);
+	vcpu_args_set(vm, 0, 2, gva, nested_cr3());
+	l2_reads_gva = L2_GVA + at;
+	l2_reads = size / getpagesize();
+	sync_global_to_guest(vm, l2_reads_gva);
+	sync_global_to_guest(vm, l2_reads);
+
+	for (round = 0; round < 2; round++) {
+		vm_set_slot(vm, HUGE_SLOT, GPA + at, mem, size, 0);
+		l2_gva = L2_GVA + at;
+		sync_global_to_guest(vm, l2_gva);
+		run();
+		TEST_ASSERT(!vcpu_harvest_dirty_ring(vm, 0, 1, huge_mark, NULL),
+			    "Reported, but not tracked");
+
+		split = kvm_stat("largepages_split");
+		vm_set_slot(vm, HUGE_SLOT, GPA + at, mem, size,
+			    KVM_MEM_LOG_DIRTY_PAGES);
+		for (i = 0; i < ARRAY_SIZE(written); i++) {
+			l2_gva = L2_GVA + at + written[i] * getpagesize();
+			sync_global_to_guest(vm, l2_gva);
+			run();
+			run();
+		}
+		next = written;
+		TEST_ASSERT(vcpu_harvest_dirty_ring(vm, 0,
+						    DIRTY_RING_HARVEST_ALL,
+						    huge_mark, &next) ==
+			    ARRAY_SIZE(written), "%td pages were reported",
+			    next - written);
+		TEST_ASSERT(vm_reset_dirty_rings(vm) == ARRAY_SIZE(written),
+			    "The reset is short");
+		split = kvm_stat("largepages_split") - split;
+		TEST_ASSERT(split == ARRAY_SIZE(written),
+			    "%ld huge pages were split", split);
+		recovered = kvm_stat("largepages_recovered");
+	}
+	vm_set_slot(vm, HUGE_SLOT, GPA + at, mem, size, 0);
+	recovered = kvm_stat("largepages_recovered") - recovered;
+	TEST_ASSERT(recovered == ARRAY_SIZE(written),
+		    "%ld huge pages were recovered", recovered);
+	kvm_vm_free(vm);
+	munmap(mem, size);
+}
+
 static void huge_2m(void)
 {
 	huge_pages(4UL << 20, 21);
@@ -725,6 +804,8 @@ static const struct test_case cases[] = {
 	{ "nested-paging: a guest's guest, with nested paging", nested_paging },
 	{ "huge-2m: tracked when mapped with 2 MiB pages", huge_2m },
 	{ "huge-1g: tracked when mapped with 1 GiB pages", huge_1g },
+	{ "huge-nested: a guest's guest is split and recovered alike",
+	  huge_nested },
 };
 
 int main(int argc, char **argv)
