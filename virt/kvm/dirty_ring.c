@@ -119,12 +119,12 @@
 #include "dirty_ring.h"
 
 /*
- * Max pages to write-protect under one hold of mmu_lock, and to drain from the
- * overflow with interrupts disabled.
+ * Max pages to write-protect at a time, and to drain from the overflow with
+ * interrupts disabled.
  */
 #define BATCH_PAGES	64
 
-/* Max runs of pages of the same memslot to write-protect under one hold of mmu_lock. */
+/* Max runs of pages of the same memslot to write-protect at a time */
 #define BATCH_RUNS	8
 
 /**
@@ -763,7 +763,7 @@ static void reset_find(struct kvm *kvm, struct kvm_dirty_ring *ring, u32 first,
 	batch->nr = nr;
 }
 
-/* Write-protect the pages of @batch. Call with mmu_lock held. */
+/* Write-protect the pages of @batch. */
 static void reset_protect(struct kvm *kvm, struct reset_batch *batch)
 {
 	u32 i, end, first = 0;
@@ -813,9 +813,7 @@ static void ring_reset(struct kvm *kvm, struct kvm_vcpu *vcpu, int *total)
 			/* A flush is owed from now on, see kvm_dirty_ring_reset(). */
 			if (!*total)
 				atomic_inc(&kvm->dirty_ring_resets);
-			spin_lock(&kvm->mmu_lock);
 			reset_protect(kvm, &batch);
-			spin_unlock(&kvm->mmu_lock);
 		}
 		srcu_read_unlock(&kvm->srcu, idx);
 		if (!batch.nr)
@@ -851,7 +849,7 @@ static void ring_reset(struct kvm *kvm, struct kvm_vcpu *vcpu, int *total)
  * have been moved to the rings as far as there is room.
  *
  * Context: Process context, no locks held. Takes kvm->srcu, the rings' locks
- * and mmu_lock. Sleeps. Runs in parallel with vCPUs, with other resets and with
+ * and perhaps mmu_lock. Sleeps. Runs in parallel with vCPUs, with other resets and with
  * changes of memslots.
  * Return: The number of entries that were reset, less than were harvested only
  * if a fatal signal is pending; -EINVAL if the VM has no dirty rings.
@@ -899,7 +897,7 @@ int kvm_dirty_ring_reset(struct kvm *kvm, struct kvm_vcpu *only)
  * The pages must not be mapped by huge mappings. The caller flushes TLBs. By
  * default, convert to masks; architectures may override this.
  *
- * Context: kvm->srcu and mmu_lock held.
+ * Context: kvm->srcu held. Takes mmu_lock, if the architecture has to.
  */
 void __weak kvm_arch_dirty_ring_protect(struct kvm *kvm,
 					struct kvm_memory_slot *memslot,
@@ -909,6 +907,7 @@ void __weak kvm_arch_dirty_ring_protect(struct kvm *kvm,
 	u32 i = 0;
 	u64 base;
 
+	spin_lock(&kvm->mmu_lock);
 	while (i < nr) {
 		base = round_down(offset[i], BITS_PER_LONG);
 		for (mask = 0;
@@ -918,6 +917,7 @@ void __weak kvm_arch_dirty_ring_protect(struct kvm *kvm,
 		kvm_arch_mmu_enable_log_dirty_pt_masked(kvm, memslot, base,
 							mask);
 	}
+	spin_unlock(&kvm->mmu_lock);
 }
 
 /**

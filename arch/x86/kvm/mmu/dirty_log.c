@@ -112,6 +112,65 @@ u64 kvm_mmu_small_spte(u64 huge_spte, int level, bool exec)
 	return spte;
 }
 
+/*
+ * Write-protect a page that one spte maps, or none. Return false if it takes
+ * mmu_lock.
+ */
+static bool write_protect_lockless(struct kvm_rmap_head *rmap_head)
+{
+	unsigned long val = READ_ONCE(rmap_head->val);
+	u64 *sptep = (u64 *)val;
+	u64 old_spte, spte;
+
+	if (!val)
+		return true;
+	if (val & 1)
+		return false;
+
+	for (spte = READ_ONCE(*sptep); ; spte = old_spte) {
+		if (!is_shadow_present_pte(spte) || !is_writable_pte(spte))
+			return true;
+
+		/* The page itself has to learn that it was written. */
+		if (!spte_ad_enabled(spte))
+			return false;
+
+		old_spte = cmpxchg64(sptep, spte, spte & ~PT_WRITABLE_MASK);
+		if (old_spte == spte)
+			return true;
+	}
+}
+
+/**
+ * kvm_mmu_write_protect_lockless - write-protect pages without mmu_lock
+ * @slot:	the memslot, tracked
+ * @offset:	the pages' indices in @slot
+ * @nr:		number of pages
+ *
+ * The caller flushes TLBs. See Documentation/virt/kvm/dirty-ring.rst, "x86's resets",
+ * for why no write goes unnoticed.
+ *
+ * Context: kvm->srcu held; a VM whose shadow pages are freed by RCU.
+ * Return: how many pages were protected before one that takes mmu_lock.
+ */
+u32 kvm_mmu_write_protect_lockless(struct kvm_memory_slot *slot,
+				   const u64 *offset, u32 nr)
+{
+	u32 i;
+
+	/* An spte cannot be read, and written, at once. */
+	if (!IS_ENABLED(CONFIG_X86_64))
+		return 0;
+
+	rcu_read_lock();
+	for (i = 0; i < nr; i++)
+		if (!write_protect_lockless(&slot->arch.rmap[0][offset[i]]))
+			break;
+	rcu_read_unlock();
+
+	return i;
+}
+
 /* Replace an spte that the CPU may set bits of; return what it was at last. */
 static u64 exchange_spte(u64 *sptep, u64 new_spte)
 {
@@ -174,7 +233,8 @@ bool kvm_mmu_split_huge_page(struct kvm *kvm, struct kvm_memory_slot *slot,
 			continue;
 
 		if (!rmap_head->val)
-			rmap_head->val = (unsigned long)&sp->spt[i];
+			WRITE_ONCE(rmap_head->val,
+				   (unsigned long)&sp->spt[i]);
 		else if (!rmap_add_alias(&sp->spt[i], rmap_head))
 			continue;
 
@@ -328,7 +388,7 @@ bool kvm_mmu_recover_huge_page(struct kvm *kvm, struct kvm_memory_slot *slot,
 
 	rmap_head = __gfn_to_rmap(sp->gfn, level + 1, slot);
 	if (!rmap_head->val)
-		rmap_head->val = (unsigned long)sptep;
+		WRITE_ONCE(rmap_head->val, (unsigned long)sptep);
 	else if (!rmap_add_alias(sptep, rmap_head))
 		return false;
 	sptep_to_sp(sptep)->rmapped++;
@@ -341,7 +401,7 @@ bool kvm_mmu_recover_huge_page(struct kvm *kvm, struct kvm_memory_slot *slot,
 	rmap_head = __gfn_to_rmap(sp->gfn, level, slot);
 	for (i = 0; i < PT64_ENT_PER_PAGE; i++, rmap_head++) {
 		if (rmap_head->val == (unsigned long)&sp->spt[i])
-			rmap_head->val = 0;
+			WRITE_ONCE(rmap_head->val, 0);
 		else
 			__pte_list_remove(&sp->spt[i], rmap_head);
 	}

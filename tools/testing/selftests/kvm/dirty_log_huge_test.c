@@ -579,19 +579,6 @@ static void slot_shifted(void)
 /* The fewest that KVM_SET_NR_MMU_PAGES takes */
 #define KVM_MIN_MMU_PAGES	64
 
-/* The TDP MMU's page tables are not counted. */
-static bool uses_tdp_mmu(void)
-{
-	char value = 'N';
-	int fd = open(MODULES "kvm/parameters/tdp_mmu", O_RDONLY);
-
-	if (fd >= 0) {
-		EXPECT(read(fd, &value, 1), 1);
-		close(fd);
-	}
-	return value == 'Y';
-}
-
 /* There is no room for page tables: no others are thrown away for them. */
 static void quota(void)
 {
@@ -607,6 +594,7 @@ static void quota(void)
 		     KVM_MIN_MMU_PAGES), 0);
 	guest_writes(&h, 0, h.pages, 1);
 	set_log(&h, true);
+	/* The TDP MMU's page tables are not counted. */
 	if (!uses_tdp_mmu())
 		TEST_ASSERT(ring_vm_stat(h.rv, "largepages_split_failed"),
 			    "All of %d huge pages were split", KVM_MIN_MMU_PAGES);
@@ -783,10 +771,9 @@ static void *other_slot_fn(void *unused)
 /* Memslots @go: another one, all the time, and the one that is tracked */
 static void check_toggle(bool on, bool go)
 {
-	uint64_t stop = now_s() + TOGGLE_SECONDS / 2;
 	struct ring_vm_runner runner;
 	size_t page = getpagesize();
-	uint64_t i, round, writes = 0;
+	uint64_t i, stop, round, writes = 0;
 	int how = WRITE;
 	pthread_t other;
 	struct huge_vm h;
@@ -814,7 +801,8 @@ static void check_toggle(bool on, bool go)
 		    "pthread_create failed");
 
 	ring_vm_runner_start(&runner, h.rv, 0);
-	for (round = 0; now_s() < stop; round++) {
+	stop = now_s() + TOGGLE_SECONDS / 2;
+	for (round = 0; now_s() < stop || !writes; round++) {
 #ifdef __x86_64__
 		set_param(NX_HUGE, round / 4 % 2 ? "force" : "off");
 		set_eager(round % 2);

@@ -608,10 +608,36 @@ static void vcpu_reset_taken(void)
 	ring_vm_free(rv);
 }
 
-/* A push takes another path while it is traced. */
 #define TRACE	"/sys/kernel/tracing/instances/dirty_ring_test"
-#define EVENT	TRACE "/events/kvm/kvm_dirty_ring_push/enable"
 
+static void trace_write(const char *event, const char *file, const char *text)
+{
+	char path[256];
+	FILE *f;
+
+	snprintf(path, sizeof(path), TRACE "/events/%s/%s", event, file);
+	f = fopen(path, "w");
+	if (!f) {
+		rmdir(TRACE);
+		test_case_skip("no tracepoint %s", event);
+	}
+	TEST_ASSERT(fputs(text, f) >= 0 && !fclose(f), "%s: %s", path,
+		    strerror(errno));
+}
+
+/* Trace an event, all or, if there is a filter, some. */
+static void trace_start(const char *event, const char *filter)
+{
+	/* One that is left over from a test that failed has old events. */
+	rmdir(TRACE);
+	if (mkdir(TRACE, 0700))
+		test_case_skip("no trace instance: %s", strerror(errno));
+	if (filter)
+		trace_write(event, "filter", filter);
+	trace_write(event, "enable", "1\n");
+}
+
+/* A push takes another path while it is traced. */
 static void traced(void)
 {
 	struct ring_vm *rv = ring_vm_create_small(ring_vm_min_entries());
@@ -622,18 +648,7 @@ static void traced(void)
 	int fields;
 	FILE *file;
 
-	/* One that is left over from a test that failed has old events. */
-	rmdir(TRACE);
-	if (mkdir(TRACE, 0700))
-		test_case_skip("no trace instance: %s", strerror(errno));
-	file = fopen(EVENT, "w");
-	if (!file) {
-		rmdir(TRACE);
-		test_case_skip("no tracepoint kvm_dirty_ring_push");
-	}
-	TEST_ASSERT(fputs("1\n", file) >= 0 && !fclose(file), EVENT ": %s",
-		    strerror(errno));
-
+	trace_start("kvm/kvm_dirty_ring_push", NULL);
 	ring_vm_set_task(rv, 0, 0, rv->limit + 1, 1);
 	EXPECT(ring_vm_run(rv, 0), RING_VM_FULL);
 	EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), rv->limit);
@@ -661,6 +676,47 @@ static void traced(void)
 }
 
 #ifdef __x86_64__
+
+static unsigned int traced_events(const char *name)
+{
+	FILE *file = fopen(TRACE "/trace", "r");
+	unsigned int n = 0;
+	char line[512];
+
+	TEST_ASSERT(file, TRACE "/trace: %s", strerror(errno));
+	while (fgets(line, sizeof(line), file))
+		n += !!strstr(line, name);
+	fclose(file);
+	return n;
+}
+
+/* The steady state: a write fault, a harvest, a reset, again and again */
+static void no_mmu_lock(void)
+{
+	struct ring_vm *rv;
+	int i;
+
+	if (!two_dimensional_paging() || uses_tdp_mmu() ||
+	    dirty_ring_cpu_logs_pages())
+		test_case_skip("this MMU takes it");
+
+	rv = ring_vm_create_small(64);
+	ring_vm_write(rv, 0, 0, 64);
+	EXPECT(ring_vm_collect(rv), 64);
+
+	trace_start("lock/lock_acquire", "name == \"&kvm->mmu_lock\"\n");
+	for (i = 0; i < 5; i++) {
+		ring_vm_write(rv, 0, 0, 64);
+		EXPECT(ring_vm_collect(rv), 64);
+	}
+	EXPECT(traced_events("lock_acquire: "), 0);
+	/* It would be seen. */
+	ring_vm_set_slot(rv, RING_VM_GPA, rv->mem, 64 * getpagesize(), 0);
+	TEST_ASSERT(traced_events("lock_acquire: "), "The trace shows nothing");
+	trace_write("lock/lock_acquire", "enable", "0\n");
+	rmdir(TRACE);
+	ring_vm_free(rv);
+}
 
 static void sync_no_room(void)
 {
@@ -1003,6 +1059,9 @@ static const struct test_case cases[] = {
 	{ "clear-statistics: a sync does not go by them", clear_statistics },
 	{ "empty-resets: flush nothing", empty_resets },
 	{ "traced: a push that is traced is in the ring as well", traced },
+#ifdef __x86_64__
+	{ "no-mmu-lock: neither faults, nor resets, take it", no_mmu_lock },
+#endif
 };
 
 int main(int argc, char **argv)

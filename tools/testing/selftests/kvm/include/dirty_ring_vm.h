@@ -118,6 +118,7 @@ static inline uint64_t now_s(void)
 uint32_t ring_vm_min_entries(void);
 
 bool two_dimensional_paging(void);
+bool uses_tdp_mmu(void);
 
 struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 			       uint64_t pages, uint32_t flags,

@@ -202,6 +202,21 @@ bool two_dimensional_paging(void)
 #endif
 }
 
+#ifdef __x86_64__
+/* Does KVM use the TDP MMU for the guest's own pages? */
+bool uses_tdp_mmu(void)
+{
+	FILE *f = fopen("/sys/module/kvm/parameters/tdp_mmu", "r");
+	int c = 'N';
+
+	if (f) {
+		c = fgetc(f);
+		fclose(f);
+	}
+	return c == 'Y';
+}
+#endif
+
 /* One vCPU with the smallest ring, and a memslot whose pages are logged */
 struct ring_vm *ring_vm_create_small(uint64_t pages)
 {
