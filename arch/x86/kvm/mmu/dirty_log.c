@@ -50,9 +50,30 @@ static bool cpu_logs_spte(u64 spte)
  */
 bool kvm_mmu_spte_logs_write(u64 old_spte, u64 spte)
 {
+	/* The CPU notices the first one. */
+	if (cpu_logs_spte(spte) && !is_dirty_spte(spte))
+		return false;
+
 	return is_shadow_present_pte(spte) && is_writable_pte(spte) &&
 	       (!is_shadow_present_pte(old_spte) || !is_writable_pte(old_spte) ||
 		(is_dirty_spte(spte) && !is_dirty_spte(old_spte)));
+}
+
+/**
+ * kvm_mmu_mark_page_dirty - mark a page that was made writable, but not for a write
+ * @kvm:	the VM
+ * @sptep:	what maps the page
+ * @gfn:	the page
+ *
+ * Context: mmu_lock, and slots_lock or kvm->srcu held.
+ */
+void kvm_mmu_mark_page_dirty(struct kvm *kvm, u64 *sptep, gfn_t gfn)
+{
+	struct kvm_memory_slot *slot;
+
+	slot = kvm_mmu_tracked_slot(kvm, sptep_to_sp(sptep), gfn);
+	if (slot)
+		mark_page_dirty_in_slot(kvm, slot, gfn);
 }
 
 /**
