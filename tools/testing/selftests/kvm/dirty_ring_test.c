@@ -326,6 +326,7 @@ static void read_bitmap(void)
 }
 
 #define SHARED_PAGES	64
+#define FRESH_SECONDS	4
 
 static void read_write_code(uint64_t step)
 {
@@ -373,6 +374,60 @@ static void shared_pages(void)
 		EXPECT(vm_reset_dirty_rings(rv->vm), SHARED_PAGES);
 	}
 
+	ring_vm_free(rv);
+}
+
+static void read_on_code(uint64_t step)
+{
+	uint64_t i;
+
+	while (true)
+		for (i = 0; i < SHARED_PAGES; i++)
+			READ_ONCE(*(uint64_t *)(RING_VM_GVA + i * step));
+}
+
+/*
+ * Two vCPUs map pages at the same time, one by reads, the other by writes, which are
+ * harvested and reset at once: no page stays writable.
+ */
+static void fresh_pages(void)
+{
+	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 2, SLOT_PAGES,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	size_t page = getpagesize(), size = SHARED_PAGES * page, i;
+	struct ring_vm_runner reader, writer;
+	uint64_t stop;
+	int round;
+
+	ring_vm_set_code(rv, 1, read_on_code, page);
+	ring_vm_runner_start(&reader, rv, 1);
+
+	for (stop = now_s() + FRESH_SECONDS; now_s() < stop; ) {
+		ring_vm_set_task(rv, 0, 0, SHARED_PAGES, 1);
+		ring_vm_task(rv, 0)->spin = 1;
+		ring_vm_runner_start(&writer, rv, 0);
+		for (round = 0; round < 200; round++) {
+			/* Unmap them from the guest; have them writable here. */
+			if (round % 4 == 0) {
+				EXPECT(madvise(rv->mem, size, MADV_DONTNEED),
+				       0);
+				for (i = 0; i < size; i += page)
+					WRITE_ONCE(rv->mem[i], 0);
+			}
+			ring_vm_collect(rv);
+		}
+		ring_vm_runner_stop(&writer);
+		while (ring_vm_run(rv, 0) == RING_VM_FULL)
+			ring_vm_collect(rv);
+		ring_vm_collect_all(rv);
+
+		ring_vm_forget(rv);
+		ring_vm_write(rv, 0, 0, SHARED_PAGES);
+		ring_vm_collect_all(rv);
+		ring_vm_expect(rv, 0, SHARED_PAGES);
+	}
+
+	ring_vm_runner_stop(&reader);
 	ring_vm_free(rv);
 }
 
@@ -965,6 +1020,8 @@ static const struct test_case cases[] = {
 	{ "several-vcpus: a ring each, a reset returns the sum",
 	  several_vcpus },
 	{ "shared-pages: in the ring of the first to write", shared_pages },
+	{ "fresh-pages: mapped by reads and writes at once, and reset",
+	  fresh_pages },
 	{ "wrap-around", wrap_around },
 	{ "soft-limit: exact", soft_limit },
 	{ "only-one-full: the other vCPU runs", only_one_is_full },
