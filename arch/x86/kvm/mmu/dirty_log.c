@@ -50,13 +50,18 @@ static bool cpu_logs_spte(u64 spte)
  */
 bool kvm_mmu_spte_logs_write(u64 old_spte, u64 spte)
 {
-	/* The CPU notices the first one. */
-	if (cpu_logs_spte(spte) && !is_dirty_spte(spte))
+	bool was_writable = is_shadow_present_pte(old_spte) &&
+			    is_writable_pte(old_spte);
+
+	if (!is_shadow_present_pte(spte) || !is_writable_pte(spte))
 		return false;
 
-	return is_shadow_present_pte(spte) && is_writable_pte(spte) &&
-	       (!is_shadow_present_pte(old_spte) || !is_writable_pte(old_spte) ||
-		(is_dirty_spte(spte) && !is_dirty_spte(old_spte)));
+	/* The CPU notices the first write, as long as the page is clean. */
+	if (cpu_logs_spte(spte))
+		return is_dirty_spte(spte) &&
+		       !(was_writable && is_dirty_spte(old_spte));
+
+	return !was_writable;
 }
 
 /**

@@ -569,6 +569,36 @@ static void slot_ends(void)
 	check_slot(5, 0, true, NR_HUGE - 2);
 }
 
+/* Page tables that are not full when logging stops; then pages are only read. */
+static void check_partly_mapped(bool ring)
+{
+	uint64_t per, all;
+	struct huge_vm h;
+	int round;
+
+	set_eager(false);
+	huge_vm_create(&h, ring ? ring_vm_min_entries() : 0, map_thp(SIZE), SIZE);
+	per = h.per_huge;
+	all = h.pages;
+	for (round = 0; round < 2; round++) {
+		ring_vm_set_slot(h.rv, h.gpa, h.mem, 0, 0);
+		set_log(&h, true);
+		guest_reads(&h, 3, NR_HUGE, per);
+		guest_writes(&h, 5, NR_HUGE, per);
+		expect_dirty(&h, 5, NR_HUGE, per);
+		set_log(&h, false);
+		guest_reads(&h, 0, all, 1);
+		guest_writes(&h, 0, all, 1);
+	}
+	huge_vm_free(&h);
+}
+
+static void partly_mapped(void)
+{
+	check_partly_mapped(false);
+	check_partly_mapped(true);
+}
+
 static void slot_shifted(void)
 {
 	check_slot(0, 1, true, 0);
@@ -989,6 +1019,8 @@ static const struct test_case cases[] = {
 	{ "initially-set-once: and if that is switched off again",
 	  initially_set_once },
 	{ "slot-ends: in a huge page, which stays small", slot_ends },
+	{ "partly-mapped: page tables that are not full at log stop",
+	  partly_mapped },
 	{ "slot-shifted: so that it has no huge pages", slot_shifted },
 #ifdef __x86_64__
 	{ "quota: no room for page tables, nothing is lost", quota },
