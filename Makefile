@@ -25,7 +25,7 @@ test-pml:	## the same under Bochs, which has Intel's VMX, with PML and without
 bench:		## count what dirty logging costs, here and on other kernels, in instructions [QUICK=1]
 	@bench/run $(if $(QUICK),--quick)
 
-bench-migrate:	## time migrations, bitmap and ring, by QEMU and by an example VMM [RUNS=n BANDWIDTH=MiB/s MEM RATE RING]
+bench-migrate:	## time migrations, bitmap and ring, by QEMU, on huge pages, and by an example VMM [RUNS=n BANDWIDTH=MiB/s MEM RATE RING]
 	@bench/migrate
 
 tree:		## build/linux: a git tree of 5.10 with one commit per patch [KVERSION=5.10.223-1 | KSRC=dir or tarball]

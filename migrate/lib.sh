@@ -6,12 +6,13 @@
 migration_numbers() {
 	number MEM 128 1024
 	number RATE 1 1000000
-	number RING 0 65536
-	((!RING)) || number RING 256 65536
+	number RING 256 65536
 	((!(RING & (RING - 1)))) || die "RING=$RING is no power of two"
+	: "${HOT:=100}" "${READ:=0}" "${HUGE:=0}" "${BITMAP:=0}"
 	number HOT 1 100
 	number READ 0 1
 	number HUGE 0 1
+	number BITMAP 0 1
 	number CPUS 1 8
 	number BANDWIDTH 1 10000
 	number RUNS 1 100

@@ -40,6 +40,10 @@ setup() {
 	refuses "$script" "BANDWIDTH='0' must be a number from 1 to 10000" BANDWIDTH=0
 	refuses "$script" "RUNS='101' must be a number from 1 to 100" RUNS=101
 	refuses "$script" "LIMIT='never' must be a number" LIMIT=never
+	refuses "$script" "HOT='0' must be a number from 1 to 100" HOT=0
+	refuses "$script" "READ='2' must be a number from 0 to 1" READ=2
+	refuses "$script" "HUGE='2M' must be a number from 0 to 1" HUGE=2M
+	refuses "$script" "BITMAP='no' must be a number from 0 to 1" BITMAP=no
 }
 
 @test "an ARCH that is no machine is refused" {
@@ -56,7 +60,7 @@ setup() {
 @test "--help tells of every variable" {
 	run "$top/$script" --help
 	[[ $status -eq 0 ]]
-	for v in ARCH MEM RATE RING CPUS BANDWIDTH RUNS LIMIT --tap; do
+	for v in ARCH MEM RATE RING CPUS BANDWIDTH RUNS LIMIT HOT READ HUGE BITMAP --tap; do
 		[[ $output == *"$v"* ]]
 	done
 }
