@@ -849,8 +849,8 @@ static void ring_reset(struct kvm *kvm, struct kvm_vcpu *vcpu, int *total)
  * have been moved to the rings as far as there is room.
  *
  * Context: Process context, no locks held. Takes kvm->srcu, the rings' locks
- * and perhaps mmu_lock. Sleeps. Runs in parallel with vCPUs, with other resets and with
- * changes of memslots.
+ * and perhaps mmu_lock. Sleeps. Runs in parallel with vCPUs, with other resets
+ * and with changes of memslots.
  * Return: The number of entries that were reset, less than were harvested only
  * if a fatal signal is pending; -EINVAL if the VM has no dirty rings.
  */

@@ -377,15 +377,6 @@ static void shared_pages(void)
 	ring_vm_free(rv);
 }
 
-static void read_on_code(uint64_t step)
-{
-	uint64_t i;
-
-	while (true)
-		for (i = 0; i < SHARED_PAGES; i++)
-			READ_ONCE(*(uint64_t *)(RING_VM_GVA + i * step));
-}
-
 /*
  * Two vCPUs map pages at the same time, one by reads, the other by writes, which are
  * harvested and reset at once: no page stays writable.
@@ -394,16 +385,16 @@ static void fresh_pages(void)
 {
 	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 2, SLOT_PAGES,
 					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
-	size_t page = getpagesize(), size = SHARED_PAGES * page, i;
+	size_t page = getpagesize(), size = READ_PAGES * page, i;
 	struct ring_vm_runner reader, writer;
 	uint64_t stop;
 	int round;
 
-	ring_vm_set_code(rv, 1, read_on_code, page);
+	ring_vm_set_code(rv, 1, read_code, page);
 	ring_vm_runner_start(&reader, rv, 1);
 
 	for (stop = now_s() + FRESH_SECONDS; now_s() < stop; ) {
-		ring_vm_set_task(rv, 0, 0, SHARED_PAGES, 1);
+		ring_vm_set_task(rv, 0, 0, READ_PAGES, 1);
 		ring_vm_task(rv, 0)->spin = 1;
 		ring_vm_runner_start(&writer, rv, 0);
 		for (round = 0; round < 200; round++) {
@@ -422,9 +413,9 @@ static void fresh_pages(void)
 		ring_vm_collect_all(rv);
 
 		ring_vm_forget(rv);
-		ring_vm_write(rv, 0, 0, SHARED_PAGES);
+		ring_vm_write(rv, 0, 0, READ_PAGES);
 		ring_vm_collect_all(rv);
-		ring_vm_expect(rv, 0, SHARED_PAGES);
+		ring_vm_expect(rv, 0, READ_PAGES);
 	}
 
 	ring_vm_runner_stop(&reader);
