@@ -43,7 +43,7 @@ setup() {
 @test "vm/run: a version that Debian cannot have is refused" {
 	refuses vm/run "'banana' is no version" KVERSION=banana MODULES=stock
 	refuses vm/run "is no version" KVERSION='5.10.223-1 x' MODULES=stock
-	refuses vm/run "KVERSION: there is no stock kernel for arm64" ARCH=arm64 \
+	refuses vm/run "KVERSION: there is no stock kernel 5.10 for arm64" ARCH=arm64 \
 		KVERSION=5.10.223-1
 }
 
@@ -93,8 +93,9 @@ setup() {
 	refuses maint/fetch "'x/y' is no architecture" -- into /tmp trixie x/y bash
 	refuses maint/fetch "which packages?" -- into /tmp trixie arm64
 	refuses maint/fetch "'-y' is no package's name" -- into /tmp trixie arm64 -y
-	refuses maint/fetch "'../x' is no release" -- from ../x deb bochs
-	refuses maint/fetch "deb, record or version?" -- from trixie upstream bochs
+	refuses maint/fetch "'../x' is no release" -- from ../x arm64 deb bochs
+	refuses maint/fetch "'x/y' is no architecture" -- from trixie x/y deb bochs
+	refuses maint/fetch "deb, record or version?" -- from trixie arm64 upstream bochs
 	refuses maint/fetch "unknown argument 'x'" -- x
 }
 
@@ -103,6 +104,8 @@ setup() {
 	refuses vm/stock "'bullseye' is no other release" -- release bullseye
 	refuses vm/stock "'bookworm' is no version" -- headers bookworm
 	refuses vm/run "'bookworm/..' is no other release" RELEASE=bookworm/..
+	refuses vm/run "'bookworm/..' is no other release" RELEASE=bookworm/.. ARCH=arm64
+	refuses vm/stock "ARCH=mips is unknown here" ARCH=mips -- release bookworm
 }
 
 @test "kmod/build: a KDIR that holds no headers is refused" {
