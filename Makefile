@@ -22,7 +22,7 @@ test-long:	## the same, and what takes too long for every time [ARCH=x86_64|arm6
 test-pml:	## the same under Bochs, which has Intel's VMX, with PML and without
 	@tests/run 'vmx-*'
 
-bench:		## count what dirty logging costs, here and on other kernels, in instructions [QUICK=1]
+bench:		## count what dirty logging costs, here and on other kernels, in instructions [QUICK=1 ARCH=arm64]
 	@bench/run $(if $(QUICK),--quick)
 
 bench-migrate:	## time migrations, bitmap and ring, by QEMU, on huge pages, and by an example VMM [RUNS=n BANDWIDTH=MiB/s MEM RATE RING]
