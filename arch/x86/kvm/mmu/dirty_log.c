@@ -121,7 +121,7 @@ u64 kvm_mmu_log_first_write(struct kvm *kvm, u64 *sptep, gfn_t gfn, u64 spte)
  */
 u64 kvm_mmu_small_spte(u64 huge_spte, int level, bool exec)
 {
-	u64 spte = huge_spte & ~PT_WRITABLE_MASK;
+	u64 spte = huge_spte & ~(PT_WRITABLE_MASK | SPTE_WAS_DIRTY_MASK);
 
 	if (level > PG_LEVEL_4K)
 		return spte;
@@ -139,14 +139,14 @@ u64 kvm_mmu_small_spte(u64 huge_spte, int level, bool exec)
 }
 
 /*
- * Write-protect a page that one spte maps, or none. Return false if it takes
- * mmu_lock.
+ * Have the next write to a page noticed that one spte maps, or none. Return false
+ * if it takes mmu_lock.
  */
-static bool write_protect_lockless(struct kvm_rmap_head *rmap_head)
+static bool protect_page_lockless(struct kvm_rmap_head *rmap_head)
 {
 	unsigned long val = READ_ONCE(rmap_head->val);
 	u64 *sptep = (u64 *)val;
-	u64 old_spte, spte;
+	u64 old_spte, new_spte, spte, mask;
 
 	if (!val)
 		return true;
@@ -154,21 +154,26 @@ static bool write_protect_lockless(struct kvm_rmap_head *rmap_head)
 		return false;
 
 	for (spte = READ_ONCE(*sptep); ; spte = old_spte) {
-		if (!is_shadow_present_pte(spte) || !is_writable_pte(spte))
+		if (!is_shadow_present_pte(spte))
 			return true;
 
-		/* The page itself has to learn that it was written. */
-		if (!spte_ad_enabled(spte))
-			return false;
+		mask = cpu_logs_spte(spte) ? shadow_dirty_mask : PT_WRITABLE_MASK;
+		if (!(spte & mask))
+			return true;
 
-		old_spte = cmpxchg64(sptep, spte, spte & ~PT_WRITABLE_MASK);
+		/* Without mmu_lock, the page may be freed by now: do not touch it. */
+		new_spte = spte & ~mask;
+		if (is_dirty_spte(spte) && !is_dirty_spte(new_spte))
+			new_spte |= SPTE_WAS_DIRTY_MASK;
+
+		old_spte = cmpxchg64(sptep, spte, new_spte);
 		if (old_spte == spte)
 			return true;
 	}
 }
 
 /**
- * kvm_mmu_write_protect_lockless - write-protect pages without mmu_lock
+ * kvm_mmu_protect_pages_lockless - have writes to pages noticed, without mmu_lock
  * @slot:	the memslot, tracked
  * @offset:	the pages' indices in @slot
  * @nr:		number of pages
@@ -179,7 +184,7 @@ static bool write_protect_lockless(struct kvm_rmap_head *rmap_head)
  * Context: kvm->srcu held; a VM whose shadow pages are freed by RCU.
  * Return: how many pages were protected before one that takes mmu_lock.
  */
-u32 kvm_mmu_write_protect_lockless(struct kvm_memory_slot *slot,
+u32 kvm_mmu_protect_pages_lockless(struct kvm_memory_slot *slot,
 				   const u64 *offset, u32 nr)
 {
 	u32 i;
@@ -190,7 +195,7 @@ u32 kvm_mmu_write_protect_lockless(struct kvm_memory_slot *slot,
 
 	rcu_read_lock();
 	for (i = 0; i < nr; i++)
-		if (!write_protect_lockless(&slot->arch.rmap[0][offset[i]]))
+		if (!protect_page_lockless(&slot->arch.rmap[0][offset[i]]))
 			break;
 	rcu_read_unlock();
 
@@ -281,7 +286,7 @@ bool kvm_mmu_split_huge_page(struct kvm *kvm, struct kvm_memory_slot *slot,
 							  sp_ad_disabled(sp)));
 	if (is_accessed_spte(old_spte))
 		kvm_set_pfn_accessed(spte_to_pfn(old_spte));
-	if (is_dirty_spte(old_spte))
+	if (spte_page_is_dirty(old_spte))
 		kvm_set_pfn_dirty(spte_to_pfn(old_spte));
 
 	return added < PT64_ENT_PER_PAGE;
@@ -351,7 +356,7 @@ u64 kvm_mmu_huge_spte(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
 		      int level, const u64 *pt)
 {
 	u64 stride = KVM_PAGES_PER_HPAGE(level - 1) << PAGE_SHIFT;
-	u64 ignore = PT_WRITABLE_MASK | shadow_accessed_mask | shadow_dirty_mask;
+	u64 ignore = PT_WRITABLE_MASK | SPTE_WAS_DIRTY_MASK;
 	u64 spte = READ_ONCE(*pt), want = spte, one, all = 0, differ = 0;
 	int i;
 
@@ -359,8 +364,8 @@ u64 kvm_mmu_huge_spte(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
 	    is_access_track_spte(spte))
 		return 0;
 
-	if (!spte_ad_enabled(spte))
-		ignore = PT_WRITABLE_MASK;
+	if (spte_ad_enabled(spte))
+		ignore |= shadow_accessed_mask | shadow_dirty_mask;
 
 	/* Most page tables that differ do so soon. */
 	if ((READ_ONCE(pt[PT64_ENT_PER_PAGE - 1]) ^

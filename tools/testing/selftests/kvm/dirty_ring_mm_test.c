@@ -6,7 +6,7 @@
  * KVM unmap pages, or map others in their place: the process forks, pages are
  * merged and unmerged, collapsed to huge ones and split, swapped out and in, moved
  * within a node and between nodes and thrown away, their VMA is taken apart, logging
- * is switched off and on.
+ * is switched off and on, another memslot is deleted.
  *
  * Meanwhile dirty pages are collected, write-protected again, and copied, as a
  * migration does. Whenever the vCPU has stopped, and what it wrote last has been
@@ -506,6 +506,53 @@ static void swap_case(bool ring)
 	churn_free(c);
 }
 
+/* Another memslot, which comes and goes until it is to stop */
+static struct {
+	bool stop;
+	uint32_t times;
+} other_slot;
+
+/* As it goes, x86 unmaps all of the VM's pages, and frees their page tables. */
+static void *come_and_go(void *data)
+{
+	struct churn *c = data;
+	uint64_t gpa = RING_VM_GPA + 2 * SIZE;
+	void *mem = map_memory(HUGE_SIZE);
+
+	while (!READ_ONCE(other_slot.stop)) {
+		vm_set_slot(c->rv->vm, RING_VM_SLOT + 1, gpa, mem, HUGE_SIZE, 0);
+		vm_set_slot(c->rv->vm, RING_VM_SLOT + 1, gpa, mem, 0, 0);
+		other_slot.times++;
+		/* Let the vCPU get on. */
+		usleep(1000);
+	}
+	return NULL;
+}
+
+static void work_slots(struct churn *c, int round)
+{
+	int i;
+
+	for (i = 0; i < 10; i++) {
+		usleep(1000);
+		collect(c);
+	}
+}
+
+static void slots_case(bool ring)
+{
+	struct churn *c = churn_create(ring);
+	pthread_t thread;
+
+	EXPECT(pthread_create(&thread, NULL, come_and_go, c), 0);
+	churn(c, work_slots);
+	WRITE_ONCE(other_slot.stop, true);
+	EXPECT(pthread_join(thread, NULL), 0);
+	printf("# Another memslot went %u times\n", other_slot.times);
+	TEST_ASSERT(other_slot.times, "No memslot went");
+	churn_free(c);
+}
+
 static void nodes_case(bool ring)
 {
 	struct churn *c = churn_create(ring);
@@ -609,6 +656,39 @@ static void ksm_case(bool ring)
 	churn_free(c);
 }
 
+/*
+ * Pages that the kernel may throw away, unless they are written first. If they are,
+ * by the guest, the kernel must know even when the page is protected once more.
+ */
+static void free_case(bool ring)
+{
+	uint64_t freed = vm_counter("pglazyfreed"), until = now_s() + PATIENCE;
+	struct churn *c = churn_create(ring);
+	uint64_t pages = c->rv->pages, i, value;
+
+	/* A huge page is dirty as a whole. */
+	advise(c, 0, SIZE, MADV_NOHUGEPAGE);
+	memset(c->mem, 0xff, SIZE);
+	advise(c, 0, SIZE, MADV_FREE);
+	ring_vm_set_task(c->rv, 0, 0, pages / 2, 2);
+	EXPECT(ring_vm_run(c->rv, 0), RING_VM_DONE);
+	EXPECT(collect(c), pages / 2);
+
+	/* The pages may look as if they were in use, at first. */
+	do {
+		TEST_ASSERT(now_s() < until, "No pages were thrown away");
+		advise(c, 0, SIZE, MADV_PAGEOUT);
+	} while (vm_counter("pglazyfreed") - freed < pages / 4);
+
+	for (i = 0; i < pages; i++) {
+		value = *(uint64_t *)(c->mem + i * c->page_size);
+		TEST_ASSERT(i % 2 ? !value || !~value : value == i / 2 + 1,
+			    "Page %lu, which the guest %s, has %#lx", i,
+			    i % 2 ? "did not write" : "wrote", value);
+	}
+	churn_free(c);
+}
+
 static void fork_ring(void)
 {
 	simple_case(true, work_fork);
@@ -694,6 +774,26 @@ static void nodes_ring(void)
 	nodes_case(true);
 }
 
+static void free_ring(void)
+{
+	free_case(true);
+}
+
+static void free_bitmap(void)
+{
+	free_case(false);
+}
+
+static void slots_ring(void)
+{
+	slots_case(true);
+}
+
+static void slots_bitmap(void)
+{
+	slots_case(false);
+}
+
 static void nodes_bitmap(void)
 {
 	nodes_case(false);
@@ -716,6 +816,10 @@ static const struct test_case cases[] = {
 	{ "ksm-bitmap", ksm_bitmap },
 	{ "swap-ring: pages are swapped out and in", swap_ring },
 	{ "swap-bitmap", swap_bitmap },
+	{ "free-ring: pages are free to be thrown away, until they are written", free_ring },
+	{ "free-bitmap", free_bitmap },
+	{ "slots-ring: another memslot goes", slots_ring },
+	{ "slots-bitmap", slots_bitmap },
 	{ "nodes-ring: pages move between nodes", nodes_ring },
 	{ "nodes-bitmap", nodes_bitmap },
 };
