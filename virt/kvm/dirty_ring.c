@@ -221,6 +221,19 @@ static __always_inline void ring_publish(struct kvm_dirty_ring *ring, u32 nr,
 }
 
 /*
+ * Count an entry of the vCPU's own ring as published. Call with preemption
+ * disabled. Only where the CPU has a log does an interrupt push to the ring as
+ * well; elsewhere local64_inc() may be atomic, for nothing.
+ */
+static __always_inline void ring_count_own(struct kvm_dirty_ring *ring)
+{
+	if (IS_ENABLED(CONFIG_X86))
+		local64_inc(&ring->pushed);
+	else
+		local64_set(&ring->pushed, local64_read(&ring->pushed) + 1);
+}
+
+/*
  * Add @page to the ring of @vcpu; fail if @limit entries are in use. Request an
  * exit at the soft limit. Call with preemption disabled, see ring_claim().
  */
@@ -287,7 +300,7 @@ static bool own_ring_add(struct kvm_vcpu *vcpu, struct dirty_page page)
 	preempt_disable();
 	added = ring_add(vcpu, page, ring->mask + 1);
 	if (added)
-		local64_inc(&ring->pushed);
+		ring_count_own(ring);
 	preempt_enable();
 
 	return added;
@@ -587,7 +600,7 @@ static noinline void push_fallback(struct kvm *kvm, struct dirty_page page)
 	raw_spin_unlock_irqrestore(&overflow->lock, flags);
 }
 
-/* Slow path: tracing, or soft limit reached. Keep out of line. */
+/* Slow path: tracing, soft limit reached, or preemptible. Keep out of line. */
 static noinline void push_slow(struct kvm_vcpu *vcpu,
 			       struct kvm_memory_slot *memslot, gfn_t gfn)
 {
@@ -616,18 +629,19 @@ void kvm_dirty_ring_push(struct kvm_vcpu *vcpu, gfn_t gfn)
 	if (!memslot || !kvm_slot_dirty_track_enabled(memslot))
 		return;
 
-	preempt_disable();
-	/* Pairs with the release in reset_release(). */
+	/*
+	 * Faults are handled with a spinlock held, or interrupts off: most often
+	 * preemption is disabled already. end: pairs with the release in
+	 * reset_release().
+	 */
 	end = READ_ONCE(ring->soft_end);
-	if (trace_kvm_dirty_ring_push_enabled() ||
+	if (trace_kvm_dirty_ring_push_enabled() || unlikely(preemptible()) ||
 	    unlikely(!ring_claim(ring, end, &nr))) {
-		preempt_enable();
 		push_slow(vcpu, memslot, gfn);
 		return;
 	}
 	ring_publish(ring, nr, dirty_page_of_gfn(memslot, gfn));
-	local64_inc(&ring->pushed);
-	preempt_enable();
+	ring_count_own(ring);
 }
 
 /**
