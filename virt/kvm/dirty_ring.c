@@ -22,7 +22,7 @@
  * "RESET (any)" is RESET with or without DIRTY.
  *
  * head counts claimed entries, tail counts reset ones; userspace sees neither.
- * Every push advances head with a compare-and-exchange, a reset advances tail
+ * Every push advances head with an atomic operation, a reset advances tail
  * under reset_lock. Entries from tail up to head are in use, all others are
  * empty.
  *
@@ -636,10 +636,16 @@ void kvm_dirty_ring_push(struct kvm_vcpu *vcpu, gfn_t gfn)
 	 */
 	end = READ_ONCE(ring->soft_end);
 	if (trace_kvm_dirty_ring_push_enabled() || unlikely(preemptible()) ||
-	    unlikely(!ring_claim(ring, end, &nr))) {
+	    unlikely((s32)(atomic_read(&ring->head) - end) >= 0)) {
 		push_slow(vcpu, memslot, gfn);
 		return;
 	}
+	/*
+	 * What is claimed in between is bounded: others stop at the soft limit, and
+	 * an interrupt brings what one log of the CPU holds. The reserve has room for
+	 * that, and for this one. Full barrier, as in ring_claim().
+	 */
+	nr = atomic_fetch_inc(&ring->head);
 	ring_publish(ring, nr, dirty_page_of_gfn(memslot, gfn));
 	ring_count_own(ring);
 }
