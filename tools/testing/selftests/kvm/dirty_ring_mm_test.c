@@ -679,6 +679,8 @@ static void free_case(bool ring)
 		TEST_ASSERT(now_s() < until, "No pages were thrown away");
 		advise(c, 0, SIZE, MADV_PAGEOUT);
 	} while (vm_counter("pglazyfreed") - freed < pages / 4);
+	for (i = 0; i < 3; i++)
+		advise(c, 0, SIZE, MADV_PAGEOUT);
 
 	for (i = 0; i < pages; i++) {
 		value = *(uint64_t *)(c->mem + i * c->page_size);
