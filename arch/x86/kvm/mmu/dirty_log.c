@@ -147,6 +147,7 @@ static bool protect_page_lockless(struct kvm_rmap_head *rmap_head)
 	unsigned long val = READ_ONCE(rmap_head->val);
 	u64 *sptep = (u64 *)val;
 	u64 old_spte, new_spte, spte, mask;
+	bool logs;
 
 	if (!val)
 		return true;
@@ -157,13 +158,17 @@ static bool protect_page_lockless(struct kvm_rmap_head *rmap_head)
 		if (!is_shadow_present_pte(spte))
 			return true;
 
-		mask = cpu_logs_spte(spte) ? shadow_dirty_mask : PT_WRITABLE_MASK;
+		logs = cpu_logs_spte(spte);
+		mask = logs ? shadow_dirty_mask : PT_WRITABLE_MASK;
 		if (!(spte & mask))
 			return true;
 
-		/* Without mmu_lock, the page may be freed by now: do not touch it. */
+		/*
+		 * If this bit was what said that the page is dirty: without mmu_lock,
+		 * the page may be freed by now. Do not touch it.
+		 */
 		new_spte = spte & ~mask;
-		if (is_dirty_spte(spte) && !is_dirty_spte(new_spte))
+		if (logs || !spte_ad_enabled(spte))
 			new_spte |= SPTE_WAS_DIRTY_MASK;
 
 		old_spte = cmpxchg64(sptep, spte, new_spte);
