@@ -22,7 +22,7 @@
  * "RESET (any)" is RESET with or without DIRTY.
  *
  * head counts claimed entries, tail counts reset ones; userspace sees neither.
- * Every push advances head with an atomic operation, a reset advances tail
+ * Every push advances head with a compare-and-exchange, a reset advances tail
  * under reset_lock. Entries from tail up to head are in use, all others are
  * empty.
  *
@@ -221,19 +221,6 @@ static __always_inline void ring_publish(struct kvm_dirty_ring *ring, u32 nr,
 }
 
 /*
- * Count an entry of the vCPU's own ring as published. Call with preemption
- * disabled. Only where the CPU has a log does an interrupt push to the ring as
- * well; elsewhere local64_inc() may be atomic, for nothing.
- */
-static __always_inline void ring_count_own(struct kvm_dirty_ring *ring)
-{
-	if (IS_ENABLED(CONFIG_X86))
-		local64_inc(&ring->pushed);
-	else
-		local64_set(&ring->pushed, local64_read(&ring->pushed) + 1);
-}
-
-/*
  * Add @page to the ring of @vcpu; fail if @limit entries are in use. Request an
  * exit at the soft limit. Call with preemption disabled, see ring_claim().
  */
@@ -300,7 +287,7 @@ static bool own_ring_add(struct kvm_vcpu *vcpu, struct dirty_page page)
 	preempt_disable();
 	added = ring_add(vcpu, page, ring->mask + 1);
 	if (added)
-		ring_count_own(ring);
+		local64_inc(&ring->pushed);
 	preempt_enable();
 
 	return added;
@@ -636,18 +623,12 @@ void kvm_dirty_ring_push(struct kvm_vcpu *vcpu, gfn_t gfn)
 	 */
 	end = READ_ONCE(ring->soft_end);
 	if (trace_kvm_dirty_ring_push_enabled() || unlikely(preemptible()) ||
-	    unlikely((s32)(atomic_read(&ring->head) - end) >= 0)) {
+	    unlikely(!ring_claim(ring, end, &nr))) {
 		push_slow(vcpu, memslot, gfn);
 		return;
 	}
-	/*
-	 * What is claimed in between is bounded: others stop at the soft limit, and
-	 * an interrupt brings what one log of the CPU holds. The reserve has room for
-	 * that, and for this one. Full barrier, as in ring_claim().
-	 */
-	nr = atomic_fetch_inc(&ring->head);
 	ring_publish(ring, nr, dirty_page_of_gfn(memslot, gfn));
-	ring_count_own(ring);
+	local64_inc(&ring->pushed);
 }
 
 /**
