@@ -771,11 +771,6 @@ static void swap_bitmap(void)
 	swap_case(false);
 }
 
-static void nodes_ring(void)
-{
-	nodes_case(true);
-}
-
 static void free_ring(void)
 {
 	free_case(true);
@@ -794,6 +789,11 @@ static void slots_ring(void)
 static void slots_bitmap(void)
 {
 	slots_case(false);
+}
+
+static void nodes_ring(void)
+{
+	nodes_case(true);
 }
 
 static void nodes_bitmap(void)
