@@ -599,6 +599,36 @@ static void partly_mapped(void)
 	check_partly_mapped(true);
 }
 
+/*
+ * Of each huge page, all pages but the last are freed: nothing may be asked of them.
+ * They are free at once, as MADV_FREE splits the huge page; MADV_DONTNEED does not.
+ */
+static void freed_beside(void)
+{
+	bool warned = kernel_warned();
+	struct huge_vm h;
+	uint64_t i, last;
+	size_t size;
+	void *mem;
+
+	set_eager(false);
+	huge_vm_create(&h, 0, map_thp(SIZE), SIZE);
+	last = h.per_huge - 1;
+	size = last * getpagesize();
+	for (i = 0; i < NR_HUGE; i++) {
+		mem = h.mem + i * huge_size;
+		TEST_ASSERT(!madvise(mem, size, MADV_FREE) &&
+			    !madvise(mem, size, MADV_DONTNEED),
+			    "madvise: %s", strerror(errno));
+	}
+	set_log(&h, true);
+	guest_writes(&h, last, NR_HUGE, h.per_huge);
+	expect_dirty(&h, last, NR_HUGE, h.per_huge);
+	set_log(&h, false);
+	TEST_ASSERT(warned || !kernel_warned(), "The kernel warned");
+	huge_vm_free(&h);
+}
+
 static void slot_shifted(void)
 {
 	check_slot(0, 1, true, 0);
@@ -784,29 +814,6 @@ static void allocations_fail(void)
 #define TOGGLE_SECONDS	6
 #define X86_RET		0xc3
 
-static struct {
-	struct huge_vm *h;
-	void *mem;
-	bool quit;
-} other_slot;
-
-/* Add and delete another memslot: all page tables go with it. */
-static void *other_slot_fn(void *unused)
-{
-	struct huge_vm *h = other_slot.h;
-	size_t page = getpagesize();
-
-	while (!READ_ONCE(other_slot.quit)) {
-		vm_set_slot(h->rv->vm, RING_VM_SLOT + 1, h->gpa + 2 * h->size,
-			    other_slot.mem, page, 0);
-		usleep(100);
-		vm_set_slot(h->rv->vm, RING_VM_SLOT + 1, h->gpa + 2 * h->size,
-			    other_slot.mem, 0, 0);
-		usleep(200);
-	}
-	return NULL;
-}
-
 /* Memslots @go: another one, all the time, and the one that is tracked */
 static void check_toggle(bool on, bool go)
 {
@@ -814,7 +821,7 @@ static void check_toggle(bool on, bool go)
 	size_t page = getpagesize();
 	uint64_t i, stop, round, writes = 0;
 	int how = WRITE;
-	pthread_t other;
+	struct ring_vm_other_slot other;
 	struct huge_vm h;
 	uint8_t *copy;
 
@@ -831,14 +838,8 @@ static void check_toggle(bool on, bool go)
 #endif
 	set_touch(&h, how, 0, h.pages, 1);
 
-	other_slot.h = &h;
-	other_slot.quit = false;
-	other_slot.mem = mmap(NULL, page, PROT_READ | PROT_WRITE,
-			      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	TEST_ASSERT(other_slot.mem != MAP_FAILED, "mmap: %s", strerror(errno));
-	TEST_ASSERT(!go || !pthread_create(&other, NULL, other_slot_fn, NULL),
-		    "pthread_create failed");
-
+	if (go)
+		ring_vm_other_slot_start(&other, h.rv);
 	ring_vm_runner_start(&runner, h.rv, 0);
 	stop = now_s() + TOGGLE_SECONDS / 2;
 	for (round = 0; now_s() < stop || !writes; round++) {
@@ -871,11 +872,9 @@ static void check_toggle(bool on, bool go)
 			set_log(&h, false);
 	}
 	ring_vm_runner_stop(&runner);
-	WRITE_ONCE(other_slot.quit, true);
 	if (go)
-		pthread_join(other, NULL);
+		ring_vm_other_slot_stop(&other);
 	printf("# %lu times, %lu pages written after\n", round, writes);
-	TEST_ASSERT(writes, "The guest wrote nothing");
 	set_log(&h, false);
 	huge_vm_free(&h);
 	free(copy);
@@ -1021,6 +1020,7 @@ static const struct test_case cases[] = {
 	{ "slot-ends: in a huge page, which stays small", slot_ends },
 	{ "partly-mapped: page tables that are not full at log stop",
 	  partly_mapped },
+	{ "freed-beside: pages that are not there at log stop", freed_beside },
 	{ "slot-shifted: so that it has no huge pages", slot_shifted },
 #ifdef __x86_64__
 	{ "quota: no room for page tables, nothing is lost", quota },

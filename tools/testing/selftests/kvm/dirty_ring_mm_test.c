@@ -506,29 +506,6 @@ static void swap_case(bool ring)
 	churn_free(c);
 }
 
-/* Another memslot, which comes and goes until it is to stop */
-static struct {
-	bool stop;
-	uint32_t times;
-} other_slot;
-
-/* As it goes, x86 unmaps all of the VM's pages, and frees their page tables. */
-static void *come_and_go(void *data)
-{
-	struct churn *c = data;
-	uint64_t gpa = RING_VM_GPA + 2 * SIZE;
-	void *mem = map_memory(HUGE_SIZE);
-
-	while (!READ_ONCE(other_slot.stop)) {
-		vm_set_slot(c->rv->vm, RING_VM_SLOT + 1, gpa, mem, HUGE_SIZE, 0);
-		vm_set_slot(c->rv->vm, RING_VM_SLOT + 1, gpa, mem, 0, 0);
-		other_slot.times++;
-		/* Let the vCPU get on. */
-		usleep(1000);
-	}
-	return NULL;
-}
-
 static void work_slots(struct churn *c, int round)
 {
 	int i;
@@ -542,14 +519,11 @@ static void work_slots(struct churn *c, int round)
 static void slots_case(bool ring)
 {
 	struct churn *c = churn_create(ring);
-	pthread_t thread;
+	struct ring_vm_other_slot other;
 
-	EXPECT(pthread_create(&thread, NULL, come_and_go, c), 0);
+	ring_vm_other_slot_start(&other, c->rv);
 	churn(c, work_slots);
-	WRITE_ONCE(other_slot.stop, true);
-	EXPECT(pthread_join(thread, NULL), 0);
-	printf("# Another memslot went %u times\n", other_slot.times);
-	TEST_ASSERT(other_slot.times, "No memslot went");
+	ring_vm_other_slot_stop(&other);
 	churn_free(c);
 }
 

@@ -136,19 +136,6 @@ static void blocks_1g_bitmap(void)
  */
 #define EXEC_ROUNDS	64
 
-#define TAINT_WARN	9
-
-static bool kernel_warned(void)
-{
-	FILE *file = fopen("/proc/sys/kernel/tainted", "r");
-	unsigned long taint = 0;
-
-	TEST_ASSERT(file && fscanf(file, "%lu", &taint) == 1,
-		    "Cannot read the kernel's taint");
-	fclose(file);
-	return taint & (1UL << TAINT_WARN);
-}
-
 static void guest_exec(uint64_t gva)
 {
 	uint32_t *code = (void *)gva;

@@ -73,6 +73,14 @@ struct ring_vm_runner {
 	pthread_t thread;
 };
 
+/* A thread that adds and deletes a memslot besides the VM's, and counts how often. */
+struct ring_vm_other_slot {
+	struct ring_vm *rv;
+	bool quit;
+	uint32_t times;
+	pthread_t thread;
+};
+
 /* A real-time thread that takes the CPU away from a thread that runs a vCPU. */
 struct ring_vm_preempter {
 	sem_t wanted;
@@ -118,6 +126,7 @@ static inline uint64_t now_s(void)
 uint32_t ring_vm_min_entries(void);
 
 bool two_dimensional_paging(void);
+bool kernel_warned(void);
 bool uses_tdp_mmu(void);
 
 struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
@@ -144,6 +153,9 @@ void ring_vm_runner_start(struct ring_vm_runner *runner, struct ring_vm *rv,
 			  uint32_t vcpu);
 void ring_vm_runner_stop(struct ring_vm_runner *runner);
 void ring_vm_wait_for_store(uint64_t *page);
+void ring_vm_other_slot_start(struct ring_vm_other_slot *other,
+			      struct ring_vm *rv);
+void ring_vm_other_slot_stop(struct ring_vm_other_slot *other);
 
 void need_two_cpus(cpu_set_t *cpus);
 void take_first_cpu(cpu_set_t *cpus, cpu_set_t *first);

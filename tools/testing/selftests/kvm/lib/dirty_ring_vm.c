@@ -180,6 +180,20 @@ struct ring_vm *ring_vm_create(uint32_t entries, uint32_t nr_vcpus,
 	return rv;
 }
 
+#define TAINT_WARN	9
+
+/* Has the kernel warned of a fault of its own since it was started? */
+bool kernel_warned(void)
+{
+	FILE *file = fopen("/proc/sys/kernel/tainted", "r");
+	unsigned long taint = 0;
+
+	TEST_ASSERT(file && fscanf(file, "%lu", &taint) == 1,
+		    "Cannot read the kernel's taint");
+	fclose(file);
+	return taint & (1UL << TAINT_WARN);
+}
+
 /*
  * Does KVM use two-dimensional paging, without regard to the guest's page
  * tables?
@@ -352,6 +366,51 @@ void ring_vm_wait_for_store(uint64_t *page)
 
 	while (READ_ONCE(*page) < before + 2)
 		;
+}
+
+static void *other_slot_fn(void *data)
+{
+	struct ring_vm_other_slot *other = data;
+	struct ring_vm *rv = other->rv;
+	size_t page = getpagesize();
+	uint64_t gpa = RING_VM_GPA + 2 * rv->pages * page;
+	void *mem;
+
+	mem = mmap(NULL, page, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	TEST_ASSERT(mem != MAP_FAILED, "mmap: %s", strerror(errno));
+	while (!READ_ONCE(other->quit)) {
+		vm_set_slot(rv->vm, RING_VM_SLOT + 1, gpa, mem, page, 0);
+		usleep(100);
+		vm_set_slot(rv->vm, RING_VM_SLOT + 1, gpa, mem, 0, 0);
+		other->times++;
+		/* Let the vCPUs get on. */
+		usleep(500);
+	}
+	munmap(mem, page);
+	return NULL;
+}
+
+/*
+ * Have a memslot come and go: as it goes, x86 unmaps all of the VM's pages, and frees
+ * their page tables.
+ */
+void ring_vm_other_slot_start(struct ring_vm_other_slot *other,
+			      struct ring_vm *rv)
+{
+	other->rv = rv;
+	other->quit = false;
+	other->times = 0;
+	TEST_ASSERT(!pthread_create(&other->thread, NULL, other_slot_fn, other),
+		    "pthread_create failed");
+}
+
+void ring_vm_other_slot_stop(struct ring_vm_other_slot *other)
+{
+	WRITE_ONCE(other->quit, true);
+	pthread_join(other->thread, NULL);
+	printf("# Another memslot went %u times\n", other->times);
+	TEST_ASSERT(other->times, "No memslot went");
 }
 
 static void *preempter_fn(void *data)
