@@ -138,30 +138,28 @@ u64 kvm_mmu_small_spte(u64 huge_spte, int level, bool exec)
 	return spte;
 }
 
-/*
- * Have the next write to a page noticed that one spte maps, or none. Return false
- * if it takes mmu_lock.
+/**
+ * kvm_mmu_protect_page - have the next write to a page noticed
+ * @sptep:	maps the page, or nothing
+ *
+ * The caller flushes TLBs. See Documentation/virt/kvm/dirty-ring.rst, "x86's resets",
+ * for why no write goes unnoticed.
+ *
+ * Context: mmu_lock held; or kvm->srcu, and what frees the page table waits.
  */
-static bool protect_page_lockless(struct kvm_rmap_head *rmap_head)
+void kvm_mmu_protect_page(u64 *sptep)
 {
-	unsigned long val = READ_ONCE(rmap_head->val);
-	u64 *sptep = (u64 *)val;
 	u64 old_spte, new_spte, spte, mask;
 	bool logs;
 
-	if (!val)
-		return true;
-	if (val & 1)
-		return false;
-
 	for (spte = READ_ONCE(*sptep); ; spte = old_spte) {
 		if (!is_shadow_present_pte(spte))
-			return true;
+			return;
 
 		logs = cpu_logs_spte(spte);
 		mask = logs ? shadow_dirty_mask : PT_WRITABLE_MASK;
 		if (!(spte & mask))
-			return true;
+			return;
 
 		/*
 		 * If this bit was what said that the page is dirty: without mmu_lock,
@@ -173,7 +171,7 @@ static bool protect_page_lockless(struct kvm_rmap_head *rmap_head)
 
 		old_spte = cmpxchg64(sptep, spte, new_spte);
 		if (old_spte == spte)
-			return true;
+			return;
 	}
 }
 
@@ -183,15 +181,16 @@ static bool protect_page_lockless(struct kvm_rmap_head *rmap_head)
  * @offset:	the pages' indices in @slot
  * @nr:		number of pages
  *
- * The caller flushes TLBs. See Documentation/virt/kvm/dirty-ring.rst, "x86's resets",
- * for why no write goes unnoticed.
+ * The caller flushes TLBs.
  *
  * Context: kvm->srcu held; a VM whose shadow pages are freed by RCU.
- * Return: how many pages were protected before one that takes mmu_lock.
+ * Return: how many pages were protected before one that takes mmu_lock, because
+ * several sptes map it.
  */
 u32 kvm_mmu_protect_pages_lockless(struct kvm_memory_slot *slot,
 				   const u64 *offset, u32 nr)
 {
+	unsigned long val;
 	u32 i;
 
 	/* An spte cannot be read, and written, at once. */
@@ -199,24 +198,16 @@ u32 kvm_mmu_protect_pages_lockless(struct kvm_memory_slot *slot,
 		return 0;
 
 	rcu_read_lock();
-	for (i = 0; i < nr; i++)
-		if (!protect_page_lockless(&slot->arch.rmap[0][offset[i]]))
+	for (i = 0; i < nr; i++) {
+		val = READ_ONCE(slot->arch.rmap[0][offset[i]].val);
+		if (val & 1)
 			break;
+		if (val)
+			kvm_mmu_protect_page((u64 *)val);
+	}
 	rcu_read_unlock();
 
 	return i;
-}
-
-/* Replace an spte that the CPU may set bits of; return what it was at last. */
-static u64 exchange_spte(u64 *sptep, u64 new_spte)
-{
-	u64 old_spte;
-
-	do {
-		old_spte = READ_ONCE(*sptep);
-	} while (cmpxchg64(sptep, old_spte, new_spte) != old_spte);
-
-	return old_spte;
 }
 
 /* Add a second spte to a reverse map, if there is memory for that. */

@@ -696,7 +696,7 @@ static void no_mmu_lock(void)
 	struct ring_vm *rv;
 	int i;
 
-	if (!two_dimensional_paging() || uses_tdp_mmu())
+	if (!two_dimensional_paging())
 		test_case_skip("this MMU takes it");
 
 	rv = ring_vm_create_small(64);
