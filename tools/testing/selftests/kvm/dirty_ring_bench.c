@@ -33,11 +33,13 @@
 
 #include <fcntl.h>
 #include <linux/bits.h>
+#include <linux/kernel.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -92,6 +94,8 @@ static struct options {
 	uint32_t vcpus;
 	uint32_t rounds;
 	uint32_t threads;
+	/* Each with a process of its own; what is above is each one's part. */
+	uint32_t vms;
 	uint64_t seed;
 	bool latency;
 	/* The guest's side; whether log start is to split huge pages */
@@ -105,6 +109,7 @@ static struct options {
 	.entries = 65536,
 	.vcpus = 1,
 	.rounds = 5,
+	.vms = 1,
 	.seed = 1,
 };
 
@@ -731,8 +736,14 @@ static void measure_guest(void)
 
 /* --- Several threads --------------------------------------------------------- */
 
-static pthread_barrier_t barrier;
-static uint64_t thread_end[MAX_VCPUS];
+/* Of the threads of all VMs */
+static struct {
+	pthread_barrier_t barrier;
+	uint64_t start[MAX_VCPUS];
+	uint64_t end[MAX_VCPUS];
+} *shared;
+/* This VM's first thread among them */
+static uint32_t first_thread;
 static uint32_t thread_reset[MAX_VCPUS];
 static bool vcpu_reset;
 
@@ -760,7 +771,8 @@ static void *harvester(void *data)
 
 	TEST_ASSERT(copy, "Insufficient Memory");
 	for (round = 0; round < 2 * opt.rounds; round++) {
-		pthread_barrier_wait(&barrier);
+		pthread_barrier_wait(&shared->barrier);
+		shared->start[first_thread + thread] = clock_ns(CLOCK_MONOTONIC);
 		n = 0;
 		for (i = thread; i < opt.vcpus; i += opt.threads) {
 			harvest(i, collected + task[i].first,
@@ -777,9 +789,9 @@ static void *harvester(void *data)
 			for (i = thread; i < opt.vcpus; i += opt.threads)
 				copy_pages(collected + task[i].first,
 					   task[i].end - task[i].first, copy);
-		thread_end[thread] = clock_ns(CLOCK_MONOTONIC);
+		shared->end[first_thread + thread] = clock_ns(CLOCK_MONOTONIC);
 		thread_reset[thread] = n;
-		pthread_barrier_wait(&barrier);
+		pthread_barrier_wait(&shared->barrier);
 	}
 	free(copy);
 	return NULL;
@@ -787,7 +799,8 @@ static void *harvester(void *data)
 
 /*
  * In each round, have the vCPUs write and stop, and threads share the rings.
- * Take the time until the last of them has reset its own, or also copied.
+ * Take the time from when the first of them begins until the last, of all VMs, has
+ * reset its own, or also copied.
  */
 static void measure_threads(void)
 {
@@ -803,7 +816,6 @@ static void measure_threads(void)
 	fig.log_on = set_slot(KVM_MEM_LOG_DIRTY_PAGES);
 	measure_round(&fig.first, 0);
 
-	pthread_barrier_init(&barrier, NULL, opt.threads + 1);
 	for (i = 0; i < opt.threads; i++)
 		TEST_ASSERT(!pthread_create(&thread[i], NULL, harvester,
 					    (void *)(uintptr_t)i),
@@ -813,16 +825,17 @@ static void measure_threads(void)
 		write_pages(&written);
 		TEST_ASSERT(!written.full_exits,
 			    "%u pages do not fit into the rings", opt.pages);
-		start = clock_ns(CLOCK_MONOTONIC);
-		pthread_barrier_wait(&barrier);
-		pthread_barrier_wait(&barrier);
+		pthread_barrier_wait(&shared->barrier);
+		pthread_barrier_wait(&shared->barrier);
+		start = UINT64_MAX;
 		end = 0;
 		reset = 0;
-		for (i = 0; i < opt.threads; i++) {
-			if (thread_end[i] > end)
-				end = thread_end[i];
-			reset += thread_reset[i];
+		for (i = 0; i < opt.threads * opt.vms; i++) {
+			start = min(start, shared->start[i]);
+			end = max(end, shared->end[i]);
 		}
+		for (i = 0; i < opt.threads; i++)
+			reset += thread_reset[i];
 		elapsed[round / opt.rounds][round % opt.rounds] = end - start;
 		nr_collected = reset;
 		check_collected(0);
@@ -833,11 +846,48 @@ static void measure_threads(void)
 	fig.log_off = set_slot(0);
 }
 
+/* A process that failed is waited for in vain. */
+static void other_vm_gone(int sig)
+{
+	int status;
+
+	while (waitpid(-1, &status, WNOHANG) > 0)
+		if (status)
+			_exit(KSFT_FAIL);
+}
+
+/* Have the same done for other VMs, in processes of their own. */
+static void start_vms(void)
+{
+	pthread_barrierattr_t attr;
+	uint32_t i;
+
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
+		   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	TEST_ASSERT(shared != MAP_FAILED, "mmap failed: %s", strerror(errno));
+	pthread_barrierattr_init(&attr);
+	pthread_barrierattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
+	pthread_barrier_init(&shared->barrier, &attr,
+			     opt.vms * (opt.threads + 1));
+
+	signal(SIGCHLD, other_vm_gone);
+	for (i = 1; i < opt.vms; i++) {
+		pid_t pid = fork();
+
+		TEST_ASSERT(pid >= 0, "fork failed");
+		if (!pid) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			first_thread = i * opt.threads;
+			return;
+		}
+	}
+}
+
 /* --- What comes of it ---------------------------------------------------------- */
 
 static const char * const csv_fields[] = {
 	"kernel", "way", "slot", "backing", "pattern", "pages", "entries",
-	"vcpus", "threads", "populate", "idle", "first_write", "write",
+	"vcpus", "threads", "vms", "populate", "idle", "first_write", "write",
 	"collect", "protect", "log_on", "log_off", "full_exits", "elapsed_ns",
 	"elapsed_copy_ns", "stall_log_on", "stall_protect", "stall_log_off",
 	"guest", "guest_idle", "guest_first", "guest_read", "guest_write",
@@ -859,7 +909,7 @@ static char kernel[65];
 
 static double per_page(uint64_t ticks)
 {
-	return (double)(int64_t)ticks / opt.pages;
+	return (double)(int64_t)ticks / (opt.pages * opt.vms);
 }
 
 static const char *size_name(uint64_t size)
@@ -889,9 +939,10 @@ static const char *pattern_name(void)
 
 static void print_case_csv(void)
 {
-	printf("%s,%s,%lu,%s,%s,%u,%u,%u,%u,", kernel, way_name[opt.way],
-	       opt.slot_size, opt.huge ? "2M" : "4K", pattern_name(), opt.pages,
-	       opt.way == WAY_RING ? opt.entries : 0, opt.vcpus, opt.threads);
+	printf("%s,%s,%lu,%s,%s,%u,%u,%u,%u,%u,", kernel, way_name[opt.way],
+	       opt.slot_size, opt.huge ? "2M" : "4K", pattern_name(),
+	       opt.pages * opt.vms, opt.way == WAY_RING ? opt.entries : 0,
+	       opt.vcpus * opt.vms, opt.threads * opt.vms, opt.vms);
 }
 
 static void print_figures(bool csv)
@@ -918,8 +969,8 @@ static void print_figures(bool csv)
 			printf(",,");
 		printf(",,,,,,,\n");
 	} else if (opt.threads) {
-		printf("%-5s  %u threads, %s reset: %.0f ns a page, with copies %.0f\n",
-		       way_name[opt.way], opt.threads,
+		printf("%-5s  %u threads, %u VMs, %s reset: %.0f ns a page, with copies %.0f\n",
+		       way_name[opt.way], opt.threads * opt.vms, opt.vms,
 		       vcpu_reset ? "each ring's own" : "the VM's",
 		       per_page(median(elapsed[0][_i])),
 		       per_page(median(elapsed[1][_i])));
@@ -1005,6 +1056,8 @@ static void run_way(bool csv)
 	pid = fork();
 	TEST_ASSERT(pid >= 0, "fork failed");
 	if (!pid) {
+		if (opt.threads)
+			start_vms();
 		create_vm();
 		if (opt.guest) {
 			measure_guest();
@@ -1015,7 +1068,10 @@ static void run_way(bool csv)
 			measure_threads();
 		else
 			measure();
-		print_figures(csv);
+		if (!first_thread)
+			print_figures(csv);
+		while (wait(NULL) > 0)
+			;
 		exit(0);
 	}
 	TEST_ASSERT(waitpid(pid, &status, 0) == pid && !status,
@@ -1025,7 +1081,7 @@ static void run_way(bool csv)
 static void help(const char *name)
 {
 	printf("usage: %s [-h] [-c] [-l] [-M way]... [-b size] [-s backing] [-p pattern]\n"
-	       "       [-n pages] [-r entries] [-v vcpus] [-i rounds] [-S seed] [-t threads]\n"
+	       "       [-n pages] [-r entries] [-v vcpus] [-i rounds] [-S seed] [-t threads [-m]]\n"
 	       "       %s [-h] [-c] [-l] [-M way]... [-b size] -g eager|fault\n"
 	       " -c: print CSV; with it twice, only its header\n"
 	       " -M: ring, get (KVM_GET_DIRTY_LOG), clear (KVM_CLEAR_DIRTY_LOG), or best:\n"
@@ -1041,6 +1097,7 @@ static void help(const char *name)
 	       " -l: also say for how long KVM keeps the processor to itself; this costs time\n"
 	       " -t: have threads harvest and reset all vCPUs' rings, without and with a copy\n"
 	       "     of each page, and take real time\n"
+	       " -m: give each of the threads a VM of its own, with its part of pages and vCPUs\n"
 	       " -g: measure the guest's passes over huge pages (default 128M), which log start\n"
 	       "     splits, or the first write to each; with clear, all bits are set initially\n",
 	       name, name, MAX_PAGES, opt.pages, opt.entries, MAX_VCPUS, MAX_ROUNDS,
@@ -1073,11 +1130,12 @@ static void refuse(const char *what)
 int main(int argc, char **argv)
 {
 	bool ways[NR_WAYS] = {}, any = false, sized = false, other = false;
+	bool many = false;
 	struct utsname uts;
 	int o, csv = 0;
 
-	while ((o = getopt(argc, argv, "hclM:b:s:p:n:r:v:i:S:t:g:")) != -1) {
-		other |= !!strchr("spnrviSt", o);
+	while ((o = getopt(argc, argv, "hclM:b:s:p:n:r:v:i:S:t:mg:")) != -1) {
+		other |= !!strchr("spnrviStm", o);
 		switch (o) {
 		case 'c':
 			csv++;
@@ -1133,6 +1191,9 @@ int main(int argc, char **argv)
 		case 't':
 			opt.threads = in_range(optarg, o, 1, MAX_VCPUS);
 			break;
+		case 'm':
+			many = true;
+			break;
 		case 'g':
 			opt.guest = true;
 			opt.eager = !strcmp(optarg, "eager");
@@ -1174,6 +1235,15 @@ int main(int argc, char **argv)
 	if (opt.threads && (opt.threads > opt.vcpus || ways[WAY_GET] ||
 			    ways[WAY_CLEAR]))
 		refuse("-t: at most a thread for each vCPU, and only with -M ring");
+	if (many && (!opt.threads || opt.vcpus % opt.threads ||
+		     opt.pages % opt.threads))
+		refuse("-m: with -t, and as many vCPUs and pages for each thread");
+	if (many) {
+		opt.vms = opt.threads;
+		opt.pages /= opt.vms;
+		opt.vcpus /= opt.vms;
+		opt.threads = 1;
+	}
 
 	TEST_ASSERT(!uname(&uts), "uname failed");
 	snprintf(kernel, sizeof(kernel), "%s", uts.release);
