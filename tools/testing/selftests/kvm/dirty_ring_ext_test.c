@@ -690,6 +690,25 @@ static unsigned int traced_events(const char *name)
 	return n;
 }
 
+/* A page that is protected for its log only: its fault is not one of the slow ones. */
+static void fast_faults(void)
+{
+	struct ring_vm *rv;
+	long before;
+
+	if (!two_dimensional_paging())
+		test_case_skip("the guest's page tables are protected, too");
+
+	rv = ring_vm_create_small(64);
+	ring_vm_write(rv, 0, 0, 64);
+	EXPECT(ring_vm_collect(rv), 64);
+	before = ring_vm_stat(rv, "pf_fixed");
+	ring_vm_write(rv, 0, 0, 64);
+	EXPECT(ring_vm_collect(rv), 64);
+	EXPECT(ring_vm_stat(rv, "pf_fixed"), before);
+	ring_vm_free(rv);
+}
+
 /* The steady state: a write fault, a harvest, a reset, again and again */
 static void no_mmu_lock(void)
 {
@@ -1059,6 +1078,7 @@ static const struct test_case cases[] = {
 	{ "empty-resets: flush nothing", empty_resets },
 	{ "traced: a push that is traced is in the ring as well", traced },
 #ifdef __x86_64__
+	{ "fast-faults: once a page is mapped", fast_faults },
 	{ "no-mmu-lock: neither faults, nor resets, take it", no_mmu_lock },
 #endif
 };

@@ -5,8 +5,8 @@
  * A vCPU writes to memory that is tracked while something is done to it that has
  * KVM unmap pages, or map others in their place: the process forks, pages are
  * merged and unmerged, collapsed to huge ones and split, swapped out and in, moved
- * within a node and between nodes and thrown away, their VMA is taken apart, logging
- * is switched off and on, another memslot is deleted.
+ * within a node and between nodes, thrown away and made read-only, their VMA is taken
+ * apart, logging is switched off and on, another memslot is deleted.
  *
  * Meanwhile dirty pages are collected, write-protected again, and copied, as a
  * migration does. Whenever the vCPU has stopped, and what it wrote last has been
@@ -552,15 +552,17 @@ static void nodes_case(bool ring)
 
 /*
  * Have the vCPU write the same to all pages, and stop: KSM merges pages that
- * are alike and do not change for a while.
+ * are alike and do not change for a while. Then something else to each: what goes
+ * to a page that is still merged shows in others.
  */
-static void guest_same(uint64_t pages)
+static void guest_merge(uint64_t pages)
 {
 	uint64_t i, value, size = SIZE / pages;
 
 	for (value = 1;; value++) {
 		for (i = 0; i < pages; i++)
-			guest_store((uint64_t *)(RING_VM_GVA + i * size), value);
+			guest_store((uint64_t *)(RING_VM_GVA + i * size),
+				    value % 2 ? value : value + i);
 		GUEST_SYNC(0);
 	}
 }
@@ -595,10 +597,12 @@ static void ksm_case(bool ring)
 	uint64_t i;
 	int round;
 
+	/* Splitting a huge page unmaps all of it: KSM then has nothing to replace. */
+	advise(c, 0, SIZE, MADV_NOHUGEPAGE);
 	set_file(KSM "sleep_millisecs", "0");
 	set_file(KSM "pages_to_scan", "4096");
 	set_file(KSM "run", "1");
-	ring_vm_set_code(c->rv, 0, guest_same, c->rv->pages);
+	ring_vm_set_code(c->rv, 0, guest_merge, c->rv->pages);
 
 	for (round = 0; round < ROUNDS / 4; round++) {
 		/* Write each page, whatever it is mapped to. */
@@ -621,7 +625,8 @@ static void ksm_case(bool ring)
 		EXPECT(collect(c), c->rv->pages);
 		compare(c, round);
 		for (i = 0; i < SIZE; i += c->page_size)
-			EXPECT(*(uint64_t *)(c->mem + i), round * 2 + 2);
+			EXPECT(*(uint64_t *)(c->mem + i),
+			       round * 2 + 2 + i / c->page_size);
 
 		advise(c, 0, SIZE, MADV_UNMERGEABLE);
 		wait_for_ksm(c, false);
@@ -662,6 +667,47 @@ static void free_case(bool ring)
 			    "Page %lu, which the guest %s, has %#lx", i,
 			    i % 2 ? "did not write" : "wrote", value);
 	}
+	churn_free(c);
+}
+
+static void guest_write_read(uint64_t pages)
+{
+	uint64_t i, value, size = SIZE / pages;
+
+	for (value = 1;; value++) {
+		for (i = 0; i < pages; i++)
+			guest_store((uint64_t *)(RING_VM_GVA + i * size), value);
+		GUEST_SYNC(0);
+		for (i = 0; i < pages; i++)
+			READ_ONCE(*(uint64_t *)(RING_VM_GVA + i * size));
+		GUEST_SYNC(0);
+	}
+}
+
+/*
+ * Pages that the host makes read-only, after the guest has written them, and they were
+ * protected once more: they could be written before, but not now, nor when the guest
+ * has read them.
+ */
+static void readonly_case(bool ring)
+{
+	struct churn *c = churn_create(ring);
+	uint64_t pages = c->rv->pages;
+
+	ring_vm_set_code(c->rv, 0, guest_write_read, pages);
+	EXPECT(ring_vm_run(c->rv, 0), RING_VM_DONE);
+	EXPECT(collect(c), pages);
+
+	EXPECT(mprotect(c->mem, SIZE, PROT_READ), 0);
+	EXPECT(ring_vm_run(c->rv, 0), RING_VM_DONE);
+	EXPECT_ERROR(_vcpu_ioctl(c->rv->vm, 0, KVM_RUN, NULL), EFAULT);
+	compare(c, 0);
+	EXPECT(c->copied, pages);
+
+	EXPECT(mprotect(c->mem, SIZE, PROT_READ | PROT_WRITE), 0);
+	EXPECT(ring_vm_run(c->rv, 0), RING_VM_DONE);
+	EXPECT(collect(c), pages);
+	compare(c, 1);
 	churn_free(c);
 }
 
@@ -755,6 +801,16 @@ static void free_bitmap(void)
 	free_case(false);
 }
 
+static void readonly_ring(void)
+{
+	readonly_case(true);
+}
+
+static void readonly_bitmap(void)
+{
+	readonly_case(false);
+}
+
 static void slots_ring(void)
 {
 	slots_case(true);
@@ -794,6 +850,8 @@ static const struct test_case cases[] = {
 	{ "swap-bitmap", swap_bitmap },
 	{ "free-ring: pages are free to be thrown away, until they are written", free_ring },
 	{ "free-bitmap", free_bitmap },
+	{ "readonly-ring: the host makes pages read-only", readonly_ring },
+	{ "readonly-bitmap", readonly_bitmap },
 	{ "slots-ring: another memslot goes", slots_ring },
 	{ "slots-bitmap", slots_bitmap },
 	{ "nodes-ring: pages move between nodes", nodes_ring },

@@ -772,6 +772,34 @@ static void several_vcpus(void)
 	ring_vm_free(rv);
 }
 
+#ifdef __x86_64__
+/* vCPUs in different modes, for which KVM has page tables of their own */
+static void several_roots(void)
+{
+	struct ring_vm *rv = ring_vm_create(ring_vm_min_entries(), 2,
+					    SLOT_PAGES,
+					    KVM_MEM_LOG_DIRTY_PAGES, NULL);
+	struct kvm_sregs sregs;
+	int round;
+
+	vcpu_sregs_get(rv->vm, 1, &sregs);
+	sregs.cr0 ^= X86_CR0_WP;
+	vcpu_sregs_set(rv->vm, 1, &sregs);
+
+	for (round = 0; round < 3; round++) {
+		ring_vm_write(rv, 0, 100, 8);
+		ring_vm_write(rv, 1, 100, 8);
+		EXPECT(ring_vm_harvest(rv, 0, DIRTY_RING_HARVEST_ALL), 8);
+		ring_vm_expect(rv, 100, 8);
+		EXPECT(ring_vm_harvest(rv, 1, DIRTY_RING_HARVEST_ALL), 8);
+		ring_vm_expect(rv, 100, 8);
+		EXPECT(vm_reset_dirty_rings(rv->vm), 16);
+	}
+
+	ring_vm_free(rv);
+}
+#endif
+
 static void wrap_around(void)
 {
 	struct ring_vm *rv = ring_vm_create_small(SLOT_PAGES);
@@ -1010,6 +1038,9 @@ static const struct test_case cases[] = {
 	{ "dirty-and-reset: counts as harvested", dirty_and_reset_set },
 	{ "several-vcpus: a ring each, a reset returns the sum",
 	  several_vcpus },
+#ifdef __x86_64__
+	{ "several-roots: a reset protects a page for all vCPUs", several_roots },
+#endif
 	{ "shared-pages: in the ring of the first to write", shared_pages },
 	{ "fresh-pages: mapped by reads and writes at once, and reset",
 	  fresh_pages },
