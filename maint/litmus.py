@@ -36,6 +36,7 @@ NAMES = {
     "atomic_read_acquire": ("load", "acquire"),
     "WRITE_ONCE": ("store", ONCE),
     "atomic_set": ("store", ONCE),
+    "local64_set": ("store", ONCE),
     "smp_store_release": ("store", "release"),
     "atomic_set_release": ("store", "release"),
     "smp_store_mb": ("store", "mb"),
@@ -246,7 +247,7 @@ class Test:
             read, write = "atomic_read(%s)", "atomic_set(%s, %s)"
         if does == "cmpxchg":
             write = "if (%s == %s) %s" % (result, args[1], write)
-        elif does in ("inc", "dec", "inc_return", "dec_return"):
+        elif does in ("inc", "dec", "inc_return", "dec_return", "fetch_inc"):
             args.append(result + (" + 1" if "inc" in does else " - 1"))
         elif does != "xchg":
             return None

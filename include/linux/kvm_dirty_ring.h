@@ -88,7 +88,8 @@ struct kvm_dirty_ring_vm_stat {
  * @soft_end:	@head's value when the next push makes the vCPU exit to userspace:
  *		@tail + @soft_limit - 1. Written with @tail.
  * @pushed:	entries that the vCPU published; a sync compares it with @head.
- *		Written on the CPU where the vCPU is loaded, also in interrupts.
+ *		Written on the CPU where the vCPU is loaded, on x86 also in
+ *		interrupts.
  * @stat:	for debugfs only
  * @pushed_other: entries that others published, modulo 2^32. Written under the
  *		lock of struct kvm_dirty_overflow.
