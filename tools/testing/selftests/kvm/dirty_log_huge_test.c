@@ -629,6 +629,47 @@ static void freed_beside(void)
 	huge_vm_free(&h);
 }
 
+/* Pages that the guest has only read, and reads again when they were unmapped */
+static void check_reads_again(uint32_t entries)
+{
+	struct huge_vm h;
+	void *other;
+
+	set_eager(false);
+	huge_vm_create(&h, entries, map_thp(SIZE), SIZE);
+	set_log(&h, true);
+	guest_reads(&h, 0, h.pages, 1);
+
+	/* Another memslot goes: x86 unmaps all there is. */
+	other = mmap(NULL, getpagesize(), PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	TEST_ASSERT(other != MAP_FAILED, "mmap: %s", strerror(errno));
+	vm_set_slot(h.rv->vm, RING_VM_SLOT + 1, h.gpa + 2 * h.size, other,
+		    getpagesize(), 0);
+	vm_set_slot(h.rv->vm, RING_VM_SLOT + 1, h.gpa + 2 * h.size, other, 0, 0);
+	guest_reads(&h, 0, h.pages, 1);
+	expect_dirty(&h, 0, 0, 1);
+
+	/* Memory management unmaps it; a page of the last huge page is split off. */
+	EXPECT(mprotect(h.mem, h.size, PROT_NONE), 0);
+	EXPECT(mprotect(h.mem, h.size, PROT_READ | PROT_WRITE), 0);
+	EXPECT(madvise(h.mem + h.size - getpagesize(), getpagesize(),
+		       MADV_DONTNEED), 0);
+	guest_reads(&h, 0, h.pages, 1);
+	expect_dirty(&h, 0, 0, 1);
+
+	guest_writes(&h, 7, NR_HUGE, h.per_huge);
+	guest_reads(&h, 0, h.pages, 1);
+	expect_dirty(&h, 7, NR_HUGE, h.per_huge);
+	huge_vm_free(&h);
+}
+
+static void reads_again(void)
+{
+	check_reads_again(0);
+	check_reads_again(ring_vm_min_entries());
+}
+
 static void slot_shifted(void)
 {
 	check_slot(0, 1, true, 0);
@@ -812,10 +853,11 @@ static void allocations_fail(void)
  * nothing that it wrote since logging was on may be missing.
  */
 #define TOGGLE_SECONDS	6
+#define TOGGLE_ENTRIES	8192
 #define X86_RET		0xc3
 
 /* Memslots @go: another one, all the time, and the one that is tracked */
-static void check_toggle(bool on, bool go)
+static void check_toggle(uint32_t entries, bool on, bool go)
 {
 	struct ring_vm_runner runner;
 	size_t page = getpagesize();
@@ -824,11 +866,12 @@ static void check_toggle(bool on, bool go)
 	struct ring_vm_other_slot other;
 	struct huge_vm h;
 	uint8_t *copy;
+	bool dirty;
 
 	copy = malloc(SIZE);
 	TEST_ASSERT(copy, "Insufficient Memory");
 	set_eager(on);
-	huge_vm_create(&h, 0, map_thp(SIZE), SIZE);
+	huge_vm_create(&h, entries, map_thp(SIZE), SIZE);
 #ifdef __x86_64__
 	/* Each page is written and executed, in turns; only where there is one. */
 	for (i = 0; i < h.pages; i++)
@@ -854,15 +897,21 @@ static void check_toggle(bool on, bool go)
 		usleep(round % 5 * 300);
 		ring_vm_runner_stop(&runner);
 
-		kvm_vm_get_dirty_log(h.rv->vm, RING_VM_SLOT, h.bitmap);
+		if (entries)
+			ring_vm_collect_all(h.rv);
+		else
+			kvm_vm_get_dirty_log(h.rv->vm, RING_VM_SLOT, h.bitmap);
 		for (i = 0; i < h.pages; i++) {
 			if (!memcmp(copy + i * page, h.mem + i * page, page))
 				continue;
 			writes++;
-			TEST_ASSERT(h.bitmap[i / 64] >> i % 64 & 1,
+			dirty = entries ? h.rv->seen[i] :
+					  h.bitmap[i / 64] >> i % 64 & 1;
+			TEST_ASSERT(dirty,
 				    "Round %lu: page %lu was written unnoticed",
 				    round, i);
 		}
+		ring_vm_forget(h.rv);
 
 		ring_vm_runner_start(&runner, h.rv, 0);
 		usleep(round % 3 * 300);
@@ -882,14 +931,20 @@ static void check_toggle(bool on, bool go)
 
 static void toggle(void)
 {
-	check_toggle(false, false);
-	check_toggle(true, false);
+	check_toggle(0, false, false);
+	check_toggle(0, true, false);
+}
+
+static void toggle_ring(void)
+{
+	check_toggle(TOGGLE_ENTRIES, false, false);
+	check_toggle(TOGGLE_ENTRIES, true, false);
 }
 
 static void slots_go(void)
 {
-	check_toggle(false, true);
-	check_toggle(true, true);
+	check_toggle(0, false, true);
+	check_toggle(0, true, true);
 }
 
 #ifdef __aarch64__
@@ -1007,6 +1062,7 @@ static const struct test_case cases[] = {
 	  gigantic_quota },
 #endif
 	{ "toggle: no write after log start is missing", toggle },
+	{ "toggle-ring: nor with a ring", toggle_ring },
 	{ "slots-go: the same while memslots are deleted", slots_go },
 #ifdef __x86_64__
 	{ "nx: but where the guest executes pages get huge again", nx },
@@ -1020,6 +1076,7 @@ static const struct test_case cases[] = {
 	{ "slot-ends: in a huge page, which stays small", slot_ends },
 	{ "partly-mapped: page tables that are not full at log stop",
 	  partly_mapped },
+	{ "reads-again: of what was unmapped is not reported", reads_again },
 	{ "freed-beside: pages that are not there at log stop", freed_beside },
 	{ "slot-shifted: so that it has no huge pages", slot_shifted },
 #ifdef __x86_64__

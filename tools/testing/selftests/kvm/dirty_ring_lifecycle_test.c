@@ -242,7 +242,7 @@ static int order_step(void)
 	return getpagesize() == 4096 ? 1 : 17;
 }
 
-/* More pages than the overflow keeps one by one */
+/* Pages that go to the overflow */
 #define FULL_OVERFLOW	(512 + 64)
 
 /* Fork a child that keeps the rings, and nothing else, until it is let go. */
