@@ -138,16 +138,8 @@ u64 kvm_mmu_small_spte(u64 huge_spte, int level, bool exec)
 	return spte;
 }
 
-/**
- * kvm_mmu_protect_page - have the next write to a page noticed
- * @sptep:	maps the page, or nothing
- *
- * The caller flushes TLBs. See Documentation/virt/kvm/dirty-ring.rst, "x86's resets",
- * for why no write goes unnoticed.
- *
- * Context: mmu_lock held; or kvm->srcu, and what frees the page table waits.
- */
-void kvm_mmu_protect_page(u64 *sptep)
+/* Inlined, for the loop over a reset's pages. */
+static __always_inline void protect_page(u64 *sptep)
 {
 	u64 old_spte, new_spte, spte, mask;
 	bool logs;
@@ -173,6 +165,20 @@ void kvm_mmu_protect_page(u64 *sptep)
 		if (old_spte == spte)
 			return;
 	}
+}
+
+/**
+ * kvm_mmu_protect_page - have the next write to a page noticed
+ * @sptep:	maps the page, or nothing
+ *
+ * The caller flushes TLBs. See Documentation/virt/kvm/dirty-ring.rst, "x86's resets",
+ * for why no write goes unnoticed.
+ *
+ * Context: mmu_lock held; or kvm->srcu, and what frees the page table waits.
+ */
+void kvm_mmu_protect_page(u64 *sptep)
+{
+	protect_page(sptep);
 }
 
 /**
@@ -203,7 +209,7 @@ u32 kvm_mmu_protect_pages_lockless(struct kvm_memory_slot *slot,
 		if (val & 1)
 			break;
 		if (val)
-			kvm_mmu_protect_page((u64 *)val);
+			protect_page((u64 *)val);
 	}
 	rcu_read_unlock();
 

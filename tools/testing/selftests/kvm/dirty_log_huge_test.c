@@ -633,20 +633,13 @@ static void freed_beside(void)
 static void check_reads_again(uint32_t entries)
 {
 	struct huge_vm h;
-	void *other;
 
 	set_eager(false);
 	huge_vm_create(&h, entries, map_thp(SIZE), SIZE);
 	set_log(&h, true);
 	guest_reads(&h, 0, h.pages, 1);
 
-	/* Another memslot goes: x86 unmaps all there is. */
-	other = mmap(NULL, getpagesize(), PROT_READ | PROT_WRITE,
-		     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	TEST_ASSERT(other != MAP_FAILED, "mmap: %s", strerror(errno));
-	vm_set_slot(h.rv->vm, RING_VM_SLOT + 1, h.gpa + 2 * h.size, other,
-		    getpagesize(), 0);
-	vm_set_slot(h.rv->vm, RING_VM_SLOT + 1, h.gpa + 2 * h.size, other, 0, 0);
+	ring_vm_other_slot(h.rv);
 	guest_reads(&h, 0, h.pages, 1);
 	expect_dirty(&h, 0, 0, 1);
 

@@ -1258,9 +1258,9 @@ int main(int argc, char **argv)
 	}
 	if (!csv) {
 		printf("%s: %u pages, %s, in %s of %s pages; %u vCPUs\n",
-		       kernel, opt.pages, pattern_name(),
+		       kernel, opt.pages * opt.vms, pattern_name(),
 		       size_name(opt.slot_size), opt.huge ? "2M" : "4K",
-		       opt.vcpus);
+		       opt.vcpus * opt.vms);
 		if (!opt.threads && !opt.guest)
 			printf("%-5s  %11s %9s %9s %9s  %13s %13s  %s\n", "way",
 			       "first write", "write", "collect", "protect",

@@ -690,11 +690,10 @@ static unsigned int traced_events(const char *name)
 	return n;
 }
 
-/* A page that is protected for its log only: its fault is not one of the slow ones. */
-static void fast_faults(void)
+/* A VM whose 64 pages are mapped, and protected for their log only */
+static struct ring_vm *steady_vm(void)
 {
 	struct ring_vm *rv;
-	long before;
 
 	if (!two_dimensional_paging())
 		test_case_skip("the guest's page tables are protected, too");
@@ -702,6 +701,15 @@ static void fast_faults(void)
 	rv = ring_vm_create_small(64);
 	ring_vm_write(rv, 0, 0, 64);
 	EXPECT(ring_vm_collect(rv), 64);
+	return rv;
+}
+
+/* The faults of such pages are not the slow ones. */
+static void fast_faults(void)
+{
+	struct ring_vm *rv = steady_vm();
+	long before;
+
 	before = ring_vm_stat(rv, "pf_fixed");
 	ring_vm_write(rv, 0, 0, 64);
 	EXPECT(ring_vm_collect(rv), 64);
@@ -712,15 +720,8 @@ static void fast_faults(void)
 /* The steady state: a write fault, a harvest, a reset, again and again */
 static void no_mmu_lock(void)
 {
-	struct ring_vm *rv;
+	struct ring_vm *rv = steady_vm();
 	int i;
-
-	if (!two_dimensional_paging())
-		test_case_skip("this MMU takes it");
-
-	rv = ring_vm_create_small(64);
-	ring_vm_write(rv, 0, 0, 64);
-	EXPECT(ring_vm_collect(rv), 64);
 
 	trace_start("lock/lock_acquire", "name == \"&kvm->mmu_lock\"\n");
 	for (i = 0; i < 5; i++) {

@@ -153,6 +153,7 @@ void ring_vm_runner_start(struct ring_vm_runner *runner, struct ring_vm *rv,
 			  uint32_t vcpu);
 void ring_vm_runner_stop(struct ring_vm_runner *runner);
 void ring_vm_wait_for_store(uint64_t *page);
+void ring_vm_other_slot(struct ring_vm *rv);
 void ring_vm_other_slot_start(struct ring_vm_other_slot *other,
 			      struct ring_vm *rv);
 void ring_vm_other_slot_stop(struct ring_vm_other_slot *other);

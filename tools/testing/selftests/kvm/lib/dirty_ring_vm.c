@@ -368,10 +368,12 @@ void ring_vm_wait_for_store(uint64_t *page)
 		;
 }
 
-static void *other_slot_fn(void *data)
+/*
+ * Add a memslot and delete it: as it goes, x86 unmaps all of the VM's pages, and frees
+ * their page tables.
+ */
+void ring_vm_other_slot(struct ring_vm *rv)
 {
-	struct ring_vm_other_slot *other = data;
-	struct ring_vm *rv = other->rv;
 	size_t page = getpagesize();
 	uint64_t gpa = RING_VM_GPA + 2 * rv->pages * page;
 	void *mem;
@@ -379,22 +381,26 @@ static void *other_slot_fn(void *data)
 	mem = mmap(NULL, page, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	TEST_ASSERT(mem != MAP_FAILED, "mmap: %s", strerror(errno));
+	vm_set_slot(rv->vm, RING_VM_SLOT + 1, gpa, mem, page, 0);
+	usleep(100);
+	vm_set_slot(rv->vm, RING_VM_SLOT + 1, gpa, mem, 0, 0);
+	munmap(mem, page);
+}
+
+static void *other_slot_fn(void *data)
+{
+	struct ring_vm_other_slot *other = data;
+
 	while (!READ_ONCE(other->quit)) {
-		vm_set_slot(rv->vm, RING_VM_SLOT + 1, gpa, mem, page, 0);
-		usleep(100);
-		vm_set_slot(rv->vm, RING_VM_SLOT + 1, gpa, mem, 0, 0);
+		ring_vm_other_slot(other->rv);
 		other->times++;
 		/* Let the vCPUs get on. */
 		usleep(500);
 	}
-	munmap(mem, page);
 	return NULL;
 }
 
-/*
- * Have a memslot come and go: as it goes, x86 unmaps all of the VM's pages, and frees
- * their page tables.
- */
+/* Have a thread do that over and over. */
 void ring_vm_other_slot_start(struct ring_vm_other_slot *other,
 			      struct ring_vm *rv)
 {
